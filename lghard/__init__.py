@@ -1,0 +1,29 @@
+"""lghard makes a LangGraph application survive production.
+
+Every public name is imported on first use (PEP 562), so that `import lghard` costs nothing: it
+loads none of langgraph, psycopg, httpx or pydantic.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lghard.errors import LghardError as LghardError
+
+_HOMES = {
+    "LghardError": "lghard.errors",
+}
+
+__all__ = ["LghardError"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
