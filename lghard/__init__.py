@@ -8,13 +8,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import LghardError as LghardError
+    from lghard.errors import LghardError
+    from lghard.postgres import (
+        HardenedAsyncPostgresSaver,
+        ManagedPool,
+        PoolOpenError,
+        PoolSettings,
+        open_checkpointer,
+        open_pool,
+    )
+
+__all__ = [
+    "HardenedAsyncPostgresSaver",
+    "LghardError",
+    "ManagedPool",
+    "PoolOpenError",
+    "PoolSettings",
+    "open_checkpointer",
+    "open_pool",
+]
 
 _HOMES = {
+    "HardenedAsyncPostgresSaver": "lghard.postgres",
     "LghardError": "lghard.errors",
+    "ManagedPool": "lghard.postgres",
+    "PoolOpenError": "lghard.postgres",
+    "PoolSettings": "lghard.postgres",
+    "open_checkpointer": "lghard.postgres",
+    "open_pool": "lghard.postgres",
 }
-
-__all__ = ["LghardError"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,23 @@
+"""Talking to Postgres: the pool, the checkpointer and what keeps them alive."""
+
+try:
+    import psycopg as psycopg
+except ImportError as error:
+    raise ImportError(
+        "psycopg finds no libpq, the client library of Postgres: pip install 'lghard[binary]' "
+        f"({error})"
+    ) from error
+
+# Bound eagerly: the LangGraph server looks a checkpointer's path up in this module's __dict__.
+from lghard.postgres.pool import ManagedPool, PoolOpenError, open_pool
+from lghard.postgres.saver import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard.postgres.settings import PoolSettings
+
+__all__ = [
+    "HardenedAsyncPostgresSaver",
+    "ManagedPool",
+    "PoolOpenError",
+    "PoolSettings",
+    "open_checkpointer",
+    "open_pool",
+]

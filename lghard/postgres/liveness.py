@@ -1,0 +1,108 @@
+"""Is this connection still good? Without a round trip where that can be told, bounded where not."""
+
+import asyncio
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import psycopg
+from psycopg.pq import ConnStatus
+from psycopg.pq.abc import PGconn
+from psycopg_pool import AsyncConnectionPool
+
+# What one look reads at most: a busy LISTEN connection must not hold up the event loop.
+_READS_PER_LOOK = 64
+
+
+class Pulse(Enum):
+    """What a look at an idle connection's socket tells."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+
+
+def look(conn: psycopg.AsyncConnection[Any]) -> Pulse:
+    """Judge an idle connection by its socket, in about a microsecond and without a round trip.
+
+    On an idle connection the server has nothing to say: a quiet socket means that it is alive, as
+    far as this side can know. A readable one is SUSPECT until a round trip proves the contrary:
+    a notification or a TLS session ticket makes a healthy socket readable, while one
+    `consume_input` on a killed backend reads its last words and leaves the status OK.
+    """
+    pgconn = conn.pgconn
+    if pgconn.status != ConnStatus.OK:
+        return Pulse.DEAD
+    if not _readable(pgconn.socket):
+        return Pulse.ALIVE
+    return Pulse.SUSPECT if _survives_reading(pgconn) else Pulse.DEAD
+
+
+def _survives_reading(pgconn: PGconn) -> bool:
+    for _ in range(_READS_PER_LOOK):
+        try:
+            pgconn.consume_input()
+        except psycopg.OperationalError:
+            return False
+        if pgconn.status != ConnStatus.OK:
+            return False
+        if not _readable(pgconn.socket):
+            break
+    return True
+
+
+def _readable(fd: int) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([fd], [], [], 0)[0])
+    poll = select.poll()  # unlike select, not limited to descriptors below 1024
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def ping(conn: psycopg.AsyncConnection[Any], timeout: float) -> bool:
+    """Whether the server answers an empty query on `conn` within `timeout` seconds.
+
+    A connection that does not is left broken. Cancellation is honoured and leaves it usable or
+    broken, never in between.
+    """
+    try:
+        with abort_after(conn, timeout):
+            await AsyncConnectionPool.check_connection(conn)
+    except psycopg.Error:
+        conn.pgconn.finish()
+        return False
+    return True
+
+
+@contextmanager
+def abort_after(conn: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
+    """Whatever waits on `conn` inside this block gives up after `seconds`, as on a lost connection.
+
+    `asyncio.timeout` is no bound here: cancelled, psycopg asks the server to cancel the query and
+    waits up to ten seconds for a server that may be the very thing that does not answer.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, abort, conn)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def abort(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Break `conn` at once and locally, whatever it is waiting for.
+
+    The socket is shut down, not closed: whoever waits for it wakes up and fails as if the server
+    had gone, and its descriptor cannot be given to somebody else's socket meanwhile.
+    """
+    if conn.pgconn.status != ConnStatus.OK:
+        return
+    sock = socket.socket(fileno=conn.pgconn.socket)
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the other side was faster
+    finally:
+        sock.detach()

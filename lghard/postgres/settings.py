@@ -1,0 +1,124 @@
+"""What a pool needs to know, from arguments or from the environment."""
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CONNINFO_VARIABLES = ("LGHARD_DATABASE_URI", "POSTGRES_URI", "DATABASE_URL", "DATABASE_URI")
+_LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
+
+# "postgresql+asyncpg://…" is SQLAlchemy's way to name a driver; libpq wants it without.
+_DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)")
+_URI = re.compile(r"^postgres(ql)?(\+\w+)?://")
+_KEYWORD = re.compile(r"^\s*\w+\s*=")
+
+
+def conninfo_from_environment(environ: Mapping[str, str] = os.environ) -> str:
+    """The first of `CONNINFO_VARIABLES` that names a Postgres database.
+
+    Other values are skipped: `langgraph dev` sets `DATABASE_URI=:memory:`, and a `DATABASE_URL`
+    may belong to another database. libpq's own variables (`PGHOST`, `PGSERVICE`, …) need no
+    conninfo at all.
+
+    Raises:
+        ValueError: when the environment names no Postgres database.
+    """
+    for name in CONNINFO_VARIABLES:
+        value = environ.get(name, "")
+        if _URI.match(value) or _KEYWORD.match(value):
+            return _DRIVER.sub(r"\1", value)
+    if any(environ.get(name) for name in _LIBPQ_VARIABLES):
+        return ""
+    raise ValueError(
+        "no conninfo given and none in the environment: pass one, or set "
+        + " or ".join(CONNINFO_VARIABLES)
+        + " to a postgresql:// URI"
+    )
+
+
+class PoolSettings(BaseSettings):
+    """Sizes and deadlines of a pool; every field can be set as `LGHARD_POOL_<FIELD>`.
+
+    Durations are seconds. Sizes are connections of this process, not of the deployment.
+
+    Example:
+        >>> PoolSettings(conninfo="postgresql://localhost/app", max_size=4).max_size
+        4
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LGHARD_POOL_", frozen=True, extra="forbid")
+
+    conninfo: SecretStr = Field(
+        default_factory=lambda: SecretStr(conninfo_from_environment()),
+        description="libpq conninfo or URI; by default the first of LGHARD_DATABASE_URI, "
+        "POSTGRES_URI, DATABASE_URL and DATABASE_URI that names a Postgres database",
+    )
+    min_size: NonNegativeInt = Field(1, description="connections kept open")
+    max_size: PositiveInt = Field(10, description="connections at most")
+    timeout: PositiveFloat = Field(30.0, description="how long a borrower waits for a connection")
+    open_timeout: PositiveFloat = Field(
+        10.0, description="how long opening may take, retries included"
+    )
+    connect_timeout: PositiveInt = Field(5, description="how long one connection attempt may take")
+    max_idle: PositiveFloat = Field(
+        600.0, description="after which an unused connection above min_size is closed"
+    )
+    max_lifetime: PositiveFloat = Field(3600.0, description="after which a connection is replaced")
+    ping_after: float = Field(
+        30.0, ge=0, description="idle time after which a borrow asks the server first"
+    )
+    ping_timeout: PositiveFloat = Field(
+        3.0, description="how long the server may take to answer that"
+    )
+
+    def connection_parameters(self) -> dict[str, str | int]:
+        """Connection parameters that make a dead peer noticed and a live one nameable.
+
+        Sources: `keepalives*` and `tcp_user_timeout` in the libpq manual, section "Parameter Key
+        Words". A vanished peer is noticed after 30 + 3 · 10 s of silence, or 30 s after data that
+        nobody acknowledged (milliseconds in `tcp_user_timeout`); Linux defaults are two hours and
+        fifteen minutes. What the conninfo says itself is kept.
+        """
+        ours: dict[str, str | int] = {
+            "application_name": application_name(),
+            "connect_timeout": self.connect_timeout,
+            "keepalives": 1,
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+        }
+        given = parse_conninfo(self.conninfo.get_secret_value())
+        return {name: value for name, value in ours.items() if name not in given}
+
+
+def parse_conninfo(conninfo: str) -> dict[str, str]:
+    """The parameters of a conninfo.
+
+    Raises:
+        ValueError: when libpq cannot parse it. The message does not repeat it, nor libpq's words,
+            which quote the part that may be the password.
+    """
+    try:
+        return {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
+    except psycopg.ProgrammingError:
+        raise ValueError(
+            "the conninfo is neither a postgresql:// URI nor a list of key=value pairs: "
+            "special characters in a URI's user and password must be percent-encoded"
+        ) from None
+
+
+def application_name() -> str:
+    """Host and process, so that pg_stat_activity tells the replicas of a service apart.
+
+    Postgres truncates it to 63 bytes (NAMEDATALEN - 1); the process id must survive that.
+    """
+    pid = os.getpid()
+    host = socket.gethostname().encode("ascii", "replace").decode()
+    return f"lghard {host[: 54 - len(str(pid))]}:{pid}"
