@@ -66,8 +66,9 @@ WITH suspect AS (
     FROM pg_stat_activity
     WHERE pid = %(pid)s
     AND clock_timestamp() - pg_postmaster_start_time() >= make_interval(secs => %(age)s)
-    AND coalesce(clock_timestamp() - backend_start, 'infinity')
-        >= make_interval(secs => %(age)s - %(tolerance)s)
+    AND coalesce(
+        clock_timestamp() - backend_start >= make_interval(secs => %(age)s - %(tolerance)s), true
+    )
 )
 SELECT
     pg_backend_pid() AS own_pid,
@@ -122,7 +123,10 @@ class Operation:
         try:
             result: T = await self._retrying()(self._attempt, call)
         except psycopg.Error as error:
-            raise self._final(error) from error.__cause__
+            self._explain(error)
+            if self._loss and self._unsettled and self.rule is Repeat.ONCE_GONE:
+                raise self._outcome_unknown(self._loss) from error
+            raise
         outage.ends()
         return result
 
@@ -141,21 +145,21 @@ class Operation:
     def _may_repeat(self, error: BaseException) -> bool:
         return error is self._loss or is_transient(error)
 
-    def _final(self, error: psycopg.Error) -> psycopg.Error:
-        if self._unsettled and self.rule is Repeat.ONCE_GONE and self._loss:
-            error = self._loss
-            error.add_note(
-                f"lghard: the outcome of {self.name} is unknown: its connection was lost and the "
-                f"server's backend {self._unsettled[0].pid} may still be at work. It was not "
-                "repeated: read the thread's state before you try again."
-            )
-        if self.attempts > 1:
-            elapsed = monotonic() - self._started_at
-            error.add_note(
-                f"lghard: {self.name} was tried {self.attempts} times in {elapsed:.1f} s; for a "
-                "longer outage raise the saver's deadline"
-            )
-        return error
+    def _explain(self, error: psycopg.Error) -> None:
+        elapsed = monotonic() - self._started_at
+        error.add_note(
+            f"lghard: {self.name} was tried {self.attempts} times in {elapsed:.1f} s; for a longer "
+            "outage raise the saver's deadline"
+        )
+
+    def _outcome_unknown(self, loss: psycopg.Error) -> psycopg.Error:
+        pids = ", ".join(str(backend.pid) for backend in self._unsettled)
+        loss.add_note(
+            f"lghard: the outcome of {self.name} is unknown: its connection was lost, and backend "
+            f"{pids} of the server may still be at work, so that it was not repeated "
+            f"({self.rule.value}). Read the thread's state before you try again."
+        )
+        return loss
 
     @asynccontextmanager
     async def connection(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:

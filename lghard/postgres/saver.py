@@ -96,7 +96,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         cls,
         conn_string: str,
         *,
-        pipeline: bool = False,  # noqa: ARG003 - a pool's operations are pipelined anyway
+        pipeline: bool = False,
         serde: SerializerProtocol | None = None,
     ) -> AsyncIterator["HardenedAsyncPostgresSaver"]:
         """A saver on a pool of its own, which is closed at the end of the block.
@@ -125,7 +125,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         self,
         config: RunnableConfig | None,
         *,
-        filter: dict[str, Any] | None = None,  # noqa: A002 - upstream's name
+        filter: dict[str, Any] | None = None,
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
