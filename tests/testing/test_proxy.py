@@ -55,6 +55,7 @@ class Client:
 
 @pytest.fixture
 async def echo() -> AsyncIterator[EchoServer]:
+    """An echo server; at the end, nothing may be connected to it any more."""
     server = EchoServer()
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]
@@ -65,12 +66,14 @@ async def echo() -> AsyncIterator[EchoServer]:
 
 @pytest.fixture
 async def proxy(echo: EchoServer) -> AsyncIterator[FaultProxy]:
+    """A proxy to the echo server."""
     async with FaultProxy("127.0.0.1", echo.port) as proxy:
         yield proxy
 
 
 @asynccontextmanager
 async def connected(to: Endpoint) -> AsyncIterator[Client]:
+    """Connect a client, and abort it at the end."""
     reader, writer = await asyncio.open_connection(to.host, to.port)
     try:
         yield Client(reader, writer)
@@ -79,8 +82,9 @@ async def connected(to: Endpoint) -> AsyncIterator[Client]:
 
 
 async def until(condition: Callable[[], object]) -> None:
+    """Poll until the condition holds; five seconds are for machines under load."""
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing announces what the tests wait for
             await asyncio.sleep(0.001)
 
 
@@ -386,7 +390,7 @@ async def test_close_leaves_nothing(echo: EchoServer, fault: str) -> None:
     """Closing ends at once whatever is under way, and leaves no task and no socket."""
     tasks, sockets = len(asyncio.all_tasks()), open_sockets()
     async with FaultProxy("127.0.0.1", echo.port) as proxy:
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        _, writer = await asyncio.open_connection(proxy.host, proxy.port)
         if fault == "blackhole":
             proxy.blackhole()
         elif fault == "hold":
@@ -402,6 +406,7 @@ async def test_close_leaves_nothing(echo: EchoServer, fault: str) -> None:
 
 
 def open_sockets() -> int:
+    """Count this process' TCP sockets."""
     return len(psutil.Process().net_connections("tcp"))
 
 
