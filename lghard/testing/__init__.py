@@ -1,5 +1,14 @@
 """A real Postgres, a real LangGraph server, and a network that fails on demand, for tests."""
 
+from lghard.testing.binaries import PostgresNotFoundError
+from lghard.testing.postgres import TemporaryPostgres, temporary_postgres
 from lghard.testing.proxy import FaultProxy, ProxyProcess, proxy_process
 
-__all__ = ["FaultProxy", "ProxyProcess", "proxy_process"]
+__all__ = [
+    "FaultProxy",
+    "PostgresNotFoundError",
+    "ProxyProcess",
+    "TemporaryPostgres",
+    "proxy_process",
+    "temporary_postgres",
+]
