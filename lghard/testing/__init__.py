@@ -3,12 +3,15 @@
 from lghard.testing.binaries import PostgresNotFoundError
 from lghard.testing.postgres import TemporaryPostgres, temporary_postgres
 from lghard.testing.proxy import FaultProxy, ProxyProcess, proxy_process
+from lghard.testing.server import LangGraphServer, langgraph_server
 
 __all__ = [
     "FaultProxy",
+    "LangGraphServer",
     "PostgresNotFoundError",
     "ProxyProcess",
     "TemporaryPostgres",
+    "langgraph_server",
     "proxy_process",
     "temporary_postgres",
 ]

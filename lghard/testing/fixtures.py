@@ -9,14 +9,15 @@ What the environment decides:
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 import pytest
 
 from lghard.testing.binaries import PostgresNotFoundError, find_binaries
 from lghard.testing.postgres import TemporaryPostgres, temporary_postgres
+from lghard.testing.server import LangGraphServer, langgraph_server
 
 
 def require_or_skip(reason: str) -> NoReturn:
@@ -84,6 +85,17 @@ def _lghard_template(lghard_postgres: TemporaryPostgres) -> Iterator[str]:
         with PostgresSaver.from_conn_string(conninfo) as saver:
             saver.setup()
         yield conninfo
+
+
+@pytest.fixture(scope="session")
+def lghard_langgraph_server() -> Iterator[Callable[..., LangGraphServer]]:
+    """A function that starts a LangGraph server, which then runs to the end of the session.
+
+    It takes the arguments of `langgraph_server`. A start takes seconds, so give a test module one
+    server, by a fixture of the module's own that calls this one.
+    """
+    with ExitStack() as servers:
+        yield lambda *args, **kwargs: servers.enter_context(langgraph_server(*args, **kwargs))
 
 
 @contextmanager

@@ -1,0 +1,3 @@
+"""What every test has, in tests/, docs/ and the README."""
+
+pytest_plugins = ["lghard.testing.fixtures"]
