@@ -1,4 +1,4 @@
-"""FaultProxy, between asyncio streams and a plain echo server."""
+"""FaultProxy, between clients and a plain echo server, and between psycopg and Postgres."""
 
 import asyncio
 import subprocess
@@ -7,12 +7,18 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import LiteralString
 
 import psutil
+import psycopg
 import pytest
 
-from lghard.testing import FaultProxy, proxy_process
+from lghard.testing import FaultProxy, TemporaryPostgres, proxy_process
 from lghard.testing.proxy.fault_proxy import Endpoint
+
+CONNECTIONS: LiteralString = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+)
 
 
 @dataclass
@@ -84,7 +90,7 @@ async def connected(to: Endpoint) -> AsyncIterator[Client]:
 async def until(condition: Callable[[], object]) -> None:
     """Poll until the condition holds; five seconds are for machines under load."""
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - nothing announces what the tests wait for
+        while not condition():
             await asyncio.sleep(0.001)
 
 
@@ -478,3 +484,61 @@ def test_proxy_process_that_does_not_start_says_so() -> None:
         proxy_process("127.0.0.1", "no port"),  # type: ignore[arg-type]
     ):
         pass
+
+
+async def test_lost_response_of_postgres(
+    lghard_postgres: TemporaryPostgres, lghard_empty_database: str
+) -> None:
+    """The client is told that the connection broke, while the row is there."""
+    server = lghard_postgres
+    async with (
+        FaultProxy(server.host, server.port) as proxy,
+        await connect(lghard_empty_database) as witness,
+        await connect(proxy.conninfo(lghard_empty_database)) as conn,
+    ):
+        await conn.execute("CREATE TABLE t (i int)")
+        proxy.lose_responses(containing=b"INSERT INTO t")
+        with pytest.raises(psycopg.OperationalError):
+            await conn.execute("INSERT INTO t VALUES (%s)", [1])
+        await becomes(witness, "SELECT i FROM t", [(1,)])
+        await becomes(witness, CONNECTIONS, [(1,)])
+
+
+async def test_late_request_to_postgres(
+    lghard_postgres: TemporaryPostgres, lghard_empty_database: str
+) -> None:
+    """A write that its client gave up executes after the write that replaced it."""
+    server = lghard_postgres
+    async with (
+        FaultProxy(server.host, server.port) as proxy,
+        await connect(lghard_empty_database) as witness,
+    ):
+        await witness.execute("CREATE TABLE t (i int)")
+        proxy.hold_requests(1, containing=b"INSERT INTO t")
+        conn = await connect(proxy.conninfo(lghard_empty_database))
+        writing = asyncio.create_task(conn.execute("INSERT INTO t VALUES (%s)", [1]))
+        await until(lambda: proxy.held == 1)
+        conn.pgconn.finish()
+        writing.cancel()
+        with pytest.raises((asyncio.CancelledError, psycopg.OperationalError)):
+            await writing
+        await witness.execute("INSERT INTO t VALUES (2)")
+        proxy.release()
+        await becomes(witness, "SELECT i FROM t", [(2,), (1,)])
+        await becomes(witness, CONNECTIONS, [(1,)])
+
+
+async def connect(conninfo: str) -> psycopg.AsyncConnection[tuple[object, ...]]:
+    """Connect in autocommit, so that nothing but the statement itself travels."""
+    return await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+
+
+async def becomes(
+    conn: psycopg.AsyncConnection[tuple[object, ...]],
+    query: LiteralString,
+    rows: list[tuple[object, ...]],
+) -> None:
+    """Poll until the query returns these rows, in this order."""
+    async with asyncio.timeout(5):
+        while await (await conn.execute(query)).fetchall() != rows:
+            await asyncio.sleep(0.005)
