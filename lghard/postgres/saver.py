@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
@@ -14,16 +14,21 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     DeltaChannelHistory,
+    get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver, Conn
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
 from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from lghard.postgres.pool import PoolOverrides, open_pool
 from lghard.postgres.retries import Connection, Operation, Outage, current_operation
+from lghard.postgres.serializing import Serializing
+from lghard.postgres.statements import Statement, send
 
 T = TypeVar("T")
 
@@ -88,6 +93,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         self.deadline = deadline
         self.attempt_timeout = attempt_timeout
         self._outage = Outage()
+        self._serialize = Serializing()
 
     @override
     @classmethod
@@ -170,8 +176,30 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        put = partial(super().aput, config, checkpoint, metadata, new_versions)
-        return await self._run("aput", put)
+        configurable = config["configurable"]
+        thread_id, checkpoint_ns = configurable["thread_id"], configurable["checkpoint_ns"]
+        inline, blobs = _split(checkpoint["channel_values"])
+        versions = {k: version for k, version in new_versions.items() if k in blobs}
+        rows = await self._serialize(
+            tuple(versions), self._dump_blobs, thread_id, checkpoint_ns, blobs, versions
+        )
+        row = (
+            thread_id,
+            checkpoint_ns,
+            checkpoint["id"],
+            configurable.get("checkpoint_id"),
+            Jsonb({**checkpoint, "channel_values": inline}),
+            Jsonb(get_serializable_checkpoint_metadata(config, metadata)),
+        )
+        statements = [Statement(self.UPSERT_CHECKPOINT_BLOBS_SQL, row) for row in rows]
+        await self._write("aput", [*statements, Statement(self.UPSERT_CHECKPOINTS_SQL, row)])
+        return {
+            "configurable": {
+                "thread_id": thread_id,
+                "checkpoint_ns": checkpoint_ns,
+                "checkpoint_id": checkpoint["id"],
+            }
+        }
 
     @override
     async def aput_writes(
@@ -181,9 +209,21 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        channels = tuple(channel for channel, _ in writes)
+        upsert = all(channel in WRITES_IDX_MAP for channel in channels)
+        rows = await self._serialize(
+            channels,
+            self._dump_writes,
+            config["configurable"]["thread_id"],
+            config["configurable"]["checkpoint_ns"],
+            config["configurable"]["checkpoint_id"],
+            task_id,
+            task_path,
+            writes,
+        )
+        query = self.UPSERT_CHECKPOINT_WRITES_SQL if upsert else self.INSERT_CHECKPOINT_WRITES_SQL
         name = "aput_writes, UPSERT" if upsert else "aput_writes, DO NOTHING"
-        await self._run(name, partial(super().aput_writes, config, writes, task_id, task_path))
+        await self._write(name, [Statement(query, row) for row in rows])
 
     @override
     async def adelete_thread(self, thread_id: str) -> None:
@@ -200,27 +240,56 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         read = partial(super().aget_delta_channel_history, config=config, channels=channels)
         return await self._run("aget_delta_channel_history", read)
 
+    async def _write(self, name: str, statements: Sequence[Statement]) -> None:
+        """Execute `statements` all or none, repeated as the rule of operation `name` allows."""
+        if statements:
+            await self._run(name, partial(self._execute, statements))
+
+    async def _execute(self, statements: Sequence[Statement]) -> None:
+        async with self._connection() as conn:
+            if self.supports_pipeline:
+                await send(conn, statements)
+                return
+            async with conn.transaction(), conn.cursor() as cur:
+                for statement in statements:
+                    await cur.execute(*statement)
+
     async def _run(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         if current_operation():  # one operation calls another: the outer one repeats both
             return await call()
-        operation = Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)
-        return await operation.run(call, self._outage)
+        return await self._operation(name).run(call, self._outage)
+
+    def _operation(self, name: str) -> Operation:
+        return Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)
+
+    def _connection(self) -> AbstractAsyncContextManager[Connection]:
+        operation = current_operation() or self._operation("setup")
+        return operation.connection(self.conn)
 
     @override
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
-        """What every statement of the base class goes through: here without its lock."""
-        operation = current_operation() or Operation(
-            "aput", deadline=self.deadline, attempt_timeout=self.attempt_timeout
-        )
-        async with operation.connection(self.conn) as conn:
-            if not pipeline:
-                async with conn.cursor(binary=True, row_factory=dict_row) as cur:
-                    yield cur
-                return
-            batch = conn.pipeline() if self.supports_pipeline else conn.transaction()
-            async with batch, conn.cursor(binary=True, row_factory=dict_row) as cur:
+        """What the statements of the base class go through: here without its lock."""
+        async with self._connection() as conn, AsyncExitStack() as stack:
+            if pipeline:
+                batch = conn.pipeline() if self.supports_pipeline else conn.transaction()
+                await stack.enter_async_context(batch)
+            async with conn.cursor(binary=True, row_factory=dict_row) as cur:
                 yield cur
+
+
+def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Which channel values stand in the checkpoint itself, and which in blobs of their own."""
+    inline: dict[str, Any] = {}
+    blobs: dict[str, Any] = {}
+    for channel, value in values.items():
+        if isinstance(value, _DeltaSnapshot):
+            inline[channel], blobs[channel] = True, value
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            inline[channel] = value
+        else:
+            blobs[channel] = value
+    return inline, blobs
 
 
 @asynccontextmanager

@@ -1,0 +1,107 @@
+"""The writes of one operation: sent as one message, committed as one transaction.
+
+psycopg's pipeline flushes every statement by itself and synchronizes twice. Here the statements of
+an operation leave in one `send`, behind one Sync, which also makes them one transaction
+(https://www.postgresql.org/docs/current/libpq-pipeline-mode.html).
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import AsyncConnection, generators
+from psycopg._queries import PostgresQuery
+from psycopg.abc import PQGen
+from psycopg.adapt import Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus
+
+
+class Statement(NamedTuple):
+    """A query with `%s` placeholders, and its parameters."""
+
+    query: str
+    params: Sequence[Any]
+
+
+class _Key(NamedTuple):
+    """What Postgres tells two prepared statements apart by."""
+
+    query: bytes
+    types: tuple[int, ...]
+
+
+# What each connection has prepared, and under which name. No name is ever used twice: a statement
+# stays prepared when the transaction around it fails.
+_prepared: WeakKeyDictionary[AsyncConnection[Any], dict[_Key, bytes]] = WeakKeyDictionary()
+_names = map("_lghard_{}".format, count())
+
+
+async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> None:
+    """Execute `statements` on an idle connection, in one round trip and as one transaction.
+
+    Raises:
+        psycopg.Error: of the first statement that failed; none of them has had any effect.
+    """
+    try:
+        await _send(conn, statements)
+    except psycopg.errors.InvalidSqlStatementName:
+        # Somebody said DEALLOCATE ALL or DISCARD ALL. Nothing was executed: it can be sent again.
+        _prepared.pop(conn, None)
+        await _send(conn, statements)
+
+
+async def _send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> None:
+    queries = [_convert(conn, statement) for statement in statements]
+    async with conn.lock:
+        conn.pgconn.enter_pipeline_mode()
+        commands = [command for query in queries for command in _queue(conn, query)]
+        conn.pgconn.pipeline_sync()
+        await conn.wait(_complete(conn, commands))
+
+
+def _convert(conn: AsyncConnection[Any], statement: Statement) -> PostgresQuery:
+    query = PostgresQuery(Transformer(conn))
+    query.convert(statement.query, statement.params)
+    return query
+
+
+_Prepare = tuple[_Key, bytes]
+
+
+def _queue(conn: AsyncConnection[Any], query: PostgresQuery) -> Iterator[_Prepare | None]:
+    """Put `query` into libpq's send buffer; yield what to remember of each command, if it works."""
+    pgconn = conn.pgconn
+    if conn.prepare_threshold is None:  # a pooler would mix up what its clients prepare
+        pgconn.send_query_params(query.query, query.params, query.types, query.formats)
+        yield None
+        return
+    key = _Key(query.query, query.types)
+    name = _prepared.setdefault(conn, {}).get(key)
+    if name is None:
+        name = next(_names).encode()
+        pgconn.send_prepare(name, query.query, query.types)
+        yield key, name
+    pgconn.send_query_prepared(name, query.params, query.formats)
+    yield None
+
+
+def _complete(conn: AsyncConnection[Any], commands: Sequence[_Prepare | None]) -> PQGen[None]:
+    """Send what is buffered, and read the answers to `commands` and to the Sync behind them."""
+    error: psycopg.Error | None = None
+    try:
+        yield from generators.send(conn.pgconn)
+        for prepare in commands:
+            for result in (yield from generators.fetch_many(conn.pgconn)):
+                if result.status == ExecStatus.FATAL_ERROR:
+                    error = error or error_from_result(result, encoding=conn.info.encoding)
+                elif prepare and result.status == ExecStatus.COMMAND_OK:
+                    _prepared[conn].update([prepare])
+        yield from generators.fetch_many(conn.pgconn)
+        conn.pgconn.exit_pipeline_mode()
+    except psycopg.OperationalError as loss:
+        raise error or loss from None  # the server's last words say more than the silence after
+    if error:
+        raise error
