@@ -40,6 +40,9 @@ __all__ = ["ReapedDirectory", "reaped_directory"]
 _REGISTER = ".reaper.jsonl"
 _STDERR = ".reaper.log"
 _DONE = b"done"
+_DEAF = 'trap "" HUP INT QUIT TERM; exec "$@"'
+"""Whoever stops a test run with a signal to everything must not stop its clean-up. Ignored signals
+stay ignored over an exec, so there is not even a moment in which the signal would do harm."""
 _WATCH_INTERVAL = 0.2
 _POLL_INTERVAL = 0.01
 _LAST_WORD = 5.0
@@ -228,10 +231,10 @@ def reaped_directory(
 
 def _start_reaper(path: Path, grace: float) -> subprocess.Popen[bytes]:
     # -P: this file's folder must not become an import path; it has modules of common names.
-    command = [sys.executable, "-P", "-W", "ignore", __file__, str(path), str(os.getpid())]
+    program = [sys.executable, "-P", "-W", "ignore", __file__, str(path), str(os.getpid())]
     with (path / _STDERR).open("wb") as stderr:
         return subprocess.Popen(  # noqa: S603
-            [*command, str(grace)],
+            ["/bin/sh", "-c", _DEAF, "sh", *program, str(grace)],
             bufsize=0,
             cwd="/",
             stdin=subprocess.PIPE,
@@ -327,16 +330,15 @@ def _end(find: Callable[[], set[psutil.Process]], entries: list[_Entry], grace: 
     for entry in entries:
         _signal([entry.process], entry.stop_signal)
 
-    def gone() -> bool:
-        return not any(map(_alive, processes))
-
     def killed() -> bool:
         # Once more each time: children appear while their parents are being killed.
         processes.update(find())
-        _signal(filter(_alive, processes), signal.SIGKILL)
-        return gone()
+        remaining = [process for process in processes if _alive(process)]
+        _signal(remaining, signal.SIGKILL)
+        return not remaining
 
-    _poll(gone, grace)
+    # Children that outlive their parent have nobody left to stop them in good order.
+    _poll(lambda: not any(_alive(entry.process) for entry in entries), grace)
     _poll(killed, _LAST_WORD)
 
 
@@ -377,9 +379,6 @@ def _watch(parent: int) -> bool:
 
 
 def _main(path: str, parent: str, grace: str) -> None:
-    # Whoever stops the test run with a signal to everything must not stop its clean-up.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
     if _watch(int(parent)):
         _clear(Path(path), float(grace))
 
