@@ -48,16 +48,16 @@ def until() -> Until:
     return until
 
 
-@pytest.fixture
-def kill(breakable_postgres: TemporaryPostgres, until: Until) -> Kill:
-    """Terminate backends of the breakable server, and wait until their processes are gone.
+@pytest.fixture(scope="session")
+def kill(until: Until) -> Kill:
+    """Terminate backends of a server, and wait until their processes are gone.
 
     A backend vanishes from pg_stat_activity before its socket does; after its process, all that it
     will ever send is there to be read.
     """
 
-    async def kill(*pids: int) -> None:
-        with psycopg.connect(breakable_postgres.conninfo, autocommit=True) as admin:
+    async def kill(server: TemporaryPostgres, *pids: int) -> None:
+        with psycopg.connect(server.conninfo, autocommit=True) as admin:
             for pid in pids:
                 admin.execute("SELECT pg_terminate_backend(%s)", [pid])
         await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
