@@ -1,131 +1,118 @@
-"""What the benchmarks share: the contestants, their graph, and how a result is shown and kept."""
+"""What is measured with: a server, a clock, and an eye on the neighbours."""
 
 import asyncio
-import json
-import os
-import platform
-import statistics
+import gc
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
-from langchain_core.messages import AIMessage, HumanMessage
-from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from psycopg import AsyncConnection
-from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool
-from rich.console import Console
-from rich.table import Table
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from lghard import open_checkpointer
+from lghard.testing import TemporaryPostgres, temporary_postgres
 
-RESULTS = Path(__file__).parent / "results"
-POOL_SIZE = 20
+T = TypeVar("T")
 
-Contestant = Callable[[str], AbstractAsyncContextManager[BaseCheckpointSaver[Any]]]
+# The test kit's server is tuned for tests; a benchmark's must pay for what it promises.
+SERVER_SETTINGS = {"fsync": "on", "full_page_writes": "on"}
+
+# In cores. An idle desktop takes 0.05; a second benchmark or a compiler takes 0.5 to all of them.
+QUIET = 0.2
+
+# Seconds to wait for quiet neighbours, in all.
+PATIENCE = 600.0
+
+_ATTEMPTS = 3
+_GLANCE = 0.5
 
 
-@asynccontextmanager
-async def upstream(
-    conninfo: str, *, check: bool = False
-) -> AsyncIterator[BaseCheckpointSaver[Any]]:
-    """LangGraph's saver on psycopg's pool, set up as LangGraph's documentation says."""
-    async with AsyncConnectionPool[AsyncConnection[DictRow]](
-        conninfo,
-        max_size=POOL_SIZE,
-        kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
-        check=AsyncConnectionPool.check_connection if check else None,
-        open=False,
-    ) as pool:
-        saver = AsyncPostgresSaver(pool)
-        await saver.setup()
-        yield saver
+@contextmanager
+def server() -> Iterator[TemporaryPostgres]:
+    """A Postgres of our own that would survive a power failure, as the one in production does."""
+    with temporary_postgres(settings=SERVER_SETTINGS) as postgres:
+        yield postgres
 
 
-@asynccontextmanager
-async def upstream_checked(conninfo: str) -> AsyncIterator[BaseCheckpointSaver[Any]]:
-    """The same with `check=check_connection`, psycopg's own answer to dead connections."""
-    async with upstream(conninfo, check=True) as saver:
-        yield saver
+@dataclass
+class Clock:
+    """What the block of `clock` took, and how much of the machine others took meanwhile."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    foreign_cores: float = 0.0
 
 
-@asynccontextmanager
-async def lghard(conninfo: str) -> AsyncIterator[BaseCheckpointSaver[Any]]:
-    """`open_checkpointer` as it comes, on a pool of the same size."""
-    async with open_checkpointer(conninfo, max_size=POOL_SIZE) as saver:
-        yield saver
+@contextmanager
+def clock() -> Iterator[Clock]:
+    """Measure the block: its time, this process' CPU time, and what others took of the machine."""
+    gc.collect()
+    reading = Clock()
+    foreign, cpu, started = _foreign_cpu_seconds(), time.process_time(), time.perf_counter()
+    yield reading
+    reading.seconds = time.perf_counter() - started
+    reading.cpu_seconds = time.process_time() - cpu
+    reading.foreign_cores = (_foreign_cpu_seconds() - foreign) / reading.seconds
 
 
-@asynccontextmanager
-async def in_memory(conninfo: str) -> AsyncIterator[BaseCheckpointSaver[Any]]:
-    """No database at all: the ceiling."""
-    yield InMemorySaver()
+def _foreign_cpu_seconds() -> float:
+    """CPU time of this machine that neither we nor our children (server, proxy) have used."""
+    times = psutil.cpu_times()
+    busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+    # Linux counts a guest's time twice: in a column of its own, and in user or nice.
+    busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    me = psutil.Process()
+    return float(busy) - sum(_cpu_seconds(p) for p in [me, *me.children(recursive=True)])
 
 
-def build_graph(nodes: int, *, work: float = 0.0) -> StateGraph[MessagesState]:
-    """A chain of nodes that each add one message after `work` seconds of waiting."""
-    builder = StateGraph(MessagesState)
-    names = [f"node_{i}" for i in range(nodes)]
-    for name in names:
-        builder.add_node(name, _say(name, work))
-    for source, target in zip([START, *names], [*names, END], strict=True):
-        builder.add_edge(source, target)
-    return builder
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0  # its parent has inherited its time
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
-def _say(name: str, work: float) -> Callable[[MessagesState], Any]:
-    async def node(state: MessagesState) -> dict[str, Any]:
-        await asyncio.sleep(work)
-        return {"messages": [AIMessage(f"{name} saw {len(state['messages'])} messages")]}
+class Measurement(NamedTuple, Generic[T]):
+    """A number, and how many cores others took while it was measured."""
 
-    return node
-
-
-async def run_once(graph: Any) -> None:
-    """One run on a thread of its own, from first message to final state."""
-    config = {"configurable": {"thread_id": uuid4().hex}}
-    await graph.ainvoke({"messages": [HumanMessage("hello")]}, config)
+    value: T
+    foreign_cores: float
 
 
-async def throughput(graph: Any, *, concurrency: int, seconds: float) -> float:
-    """Runs per second that `concurrency` callers get done, each starting the next at once."""
-    done = 0
-    ends_at = time.perf_counter() + seconds
+class Referee:
+    """Has measurements made while the machine is ours, as far as patience lasts.
 
-    async def caller() -> None:
-        nonlocal done
-        while time.perf_counter() < ends_at:
-            await run_once(graph)
-            done += 1
+    Args:
+        patience: seconds to wait for quiet neighbours, in all.
+    """
 
-    started = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
-    return done / (time.perf_counter() - started)
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._foreign_cores: list[float] = []
 
+    async def undisturbed(self, measure: Callable[[], Awaitable[Measurement[T]]]) -> Measurement[T]:
+        """The first measurement that nobody disturbed, or the least disturbed of three."""
+        attempts: list[Measurement[T]] = []
+        for _ in range(_ATTEMPTS):
+            await self._wait_for_quiet()
+            attempts.append(await measure())
+            if attempts[-1].foreign_cores < QUIET or self._patience <= 0:
+                break
+        best = min(attempts, key=lambda attempt: attempt.foreign_cores)
+        self._foreign_cores.append(best.foreign_cores)
+        return best
 
-def middle(values: list[float]) -> float:
-    """The median: on a shared machine the mean belongs to the neighbours."""
-    return statistics.median(values)
+    async def _wait_for_quiet(self) -> None:
+        while self._patience > 0:
+            with clock() as reading:
+                await asyncio.sleep(_GLANCE)
+            if reading.foreign_cores < QUIET:
+                break
+            self._patience -= reading.seconds
 
-
-
-
-
-def keep(name: Literal["concurrent_runs", "kill_storm"], result: dict[str, Any]) -> None:
-    """Write the result, with what it was measured on, to `results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    packages = "lghard", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "psycopg-pool"
-    machine = {
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        **{package: version(package) for package in packages},
-    }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"measured_on": machine, **result}, indent=2) + "\n")
+    def verdict(self) -> str:
+        """How many measurements others disturbed all the same."""
+        disturbed = [cores for cores in self._foreign_cores if cores >= QUIET]
+        text = f"{len(disturbed)} of {len(self._foreign_cores)} measurements were disturbed"
+        return text + (f", by up to {max(disturbed):.1f} cores" if disturbed else "")

@@ -1,0 +1,223 @@
+"""Runs per second of a two-node graph through a 2 ms round trip, at 1, 20 and 50 callers.
+
+`uv run benchmarks/concurrent_runs.py`; what it means stands in benchmarks/README.md.
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import psycopg
+from contestants import (
+    POOL_SIZE,
+    Contestant,
+    Graph,
+    build_graph,
+    expected,
+    in_memory,
+    lghard,
+    new_thread,
+    run,
+    upstream,
+    upstream_checked,
+)
+from measure import PATIENCE, Measurement, Referee, clock, server
+from report import Goal, keep, progress, show, table
+from rich.table import Table
+
+from lghard.testing import proxy_process
+
+CONTESTANTS: Mapping[str, Contestant] = {
+    "upstream": upstream,
+    "upstream, check": upstream_checked,
+    "lghard": lghard,
+    "in memory": in_memory,
+}
+RIVAL = "upstream"
+CALLERS = (1, 20, 50)
+GOALS = {1: 1.0, 50: 6.0}
+"""With so many callers, lghard gets at least so many times upstream's runs done."""
+NODES = 2
+ONE_WAY = 0.001
+"""Seconds from here to the server, and as many back."""
+
+
+class Throughput(NamedTuple):
+    """What callers got done, and what a run cost the process they are in."""
+
+    runs_per_second: float
+    cpu_ms_per_run: float
+
+
+Measured = dict[tuple[str, int], list[Measurement[Throughput]]]
+
+
+async def measure_all(
+    conninfos: Mapping[str, str],
+    referee: Referee,
+    *,
+    rounds: int,
+    seconds: float,
+    step: Callable[[str], None],
+) -> Measured:
+    """Every contestant with every number of callers, once a round.
+
+    Those that are compared are measured right after each other, so that what the machine does
+    meanwhile happens to all of them, and every round starts with another one.
+    """
+    measured: Measured = {}
+    for i, callers in product(range(rounds), CALLERS):
+        for name in _rotated(list(CONTESTANTS), i):
+            step(f"{name}, {callers} callers")
+            contestant, conninfo = CONTESTANTS[name], conninfos[name]
+            measurement = await referee.undisturbed(
+                partial(throughput, contestant, conninfo, callers=callers, seconds=seconds)
+            )
+            measured.setdefault((name, callers), []).append(measurement)
+    return measured
+
+
+def _rotated(names: list[str], by: int) -> list[str]:
+    by %= len(names)
+    return names[by:] + names[:by]
+
+
+async def throughput(
+    contestant: Contestant, conninfo: str, *, callers: int, seconds: float
+) -> Measurement[Throughput]:
+    """Runs per second that `callers` get done, each starting the next as soon as one ends."""
+    async with contestant(conninfo) as saver:
+        graph = build_graph(saver, nodes=NODES)
+        await _call(graph, callers, seconds / 4)  # until all connections are open and warm
+        with clock() as reading:
+            done = await _call(graph, callers, seconds)
+    wrong = [thread_id for thread_id, state in done if state != expected(thread_id, nodes=NODES)]
+    assert not wrong, f"{len(wrong)} runs ended in a wrong state, as did {wrong[0]}"
+    return Measurement(
+        Throughput(len(done) / reading.seconds, 1000 * reading.cpu_seconds / len(done)),
+        reading.foreign_cores,
+    )
+
+
+async def _call(graph: Graph, callers: int, seconds: float) -> list[tuple[str, list[str]]]:
+    done: list[tuple[str, list[str]]] = []
+    ends_at = time.perf_counter() + seconds
+
+    async def caller() -> None:
+        while time.perf_counter() < ends_at:
+            thread_id = new_thread()
+            done.append((thread_id, await run(graph, thread_id)))
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return done
+
+
+def median_rate(measured: Measured, name: str, callers: int) -> float:
+    """The median of the rounds: on a shared machine the mean belongs to the neighbours."""
+    return statistics.median(m.value.runs_per_second for m in measured[name, callers])
+
+
+def median_ratio(measured: Measured, name: str, callers: int) -> float:
+    """The median of the ratios to upstream, each taken within one round."""
+    pairs = zip(measured[name, callers], measured[RIVAL, callers], strict=True)
+    return statistics.median(m.value.runs_per_second / r.value.runs_per_second for m, r in pairs)
+
+
+def judge(measured: Measured) -> list[Goal]:
+    """Whether lghard is as fast as it is meant to be."""
+    return [
+        Goal(
+            f"{callers} callers, at least {goal:g} x upstream's runs per second",
+            f"{(ratio := median_ratio(measured, 'lghard', callers)):.2f} x",
+            ratio >= goal,
+        )
+        for callers, goal in GOALS.items()
+    ]
+
+
+def tabulate(measured: Measured, round_trip: float) -> Table:
+    """Runs per second, and how many times upstream's that is."""
+    title = (
+        f"Runs per second: {NODES} nodes, a round trip of {1000 * round_trip:.1f} ms, "
+        f"{POOL_SIZE} connections"
+    )
+    columns = (f"{callers} callers" for callers in CALLERS)
+    results = table(title, "", *columns, f"CPU per run at {CALLERS[-1]}")
+    for name in CONTESTANTS:
+        cells = (
+            f"{median_rate(measured, name, n):.0f}  {median_ratio(measured, name, n):5.2f} x"
+            for n in CALLERS
+        )
+        cpu = statistics.median(m.value.cpu_ms_per_run for m in measured[name, CALLERS[-1]])
+        results.add_row(name, *cells, f"{cpu:.1f} ms")
+    return results
+
+
+def rows(measured: Measured) -> list[dict[str, Any]]:
+    """The same for JSON, with every single measurement."""
+    return [
+        {
+            "contestant": name,
+            "callers": callers,
+            "runs_per_second": median_rate(measured, name, callers),
+            "ratio_to_upstream": median_ratio(measured, name, callers),
+            "rounds": [m.value._asdict() | {"foreign_cores": m.foreign_cores} for m in rounds],
+        }
+        for (name, callers), rounds in measured.items()
+    ]
+
+
+@contextmanager
+def databases() -> Iterator[dict[str, str]]:
+    """A database for each contestant on one server, all behind the same round trip."""
+    with (
+        server() as postgres,
+        proxy_process(postgres.host, postgres.port, latency=ONE_WAY) as proxy,
+    ):
+        yield {name: proxy.conninfo(postgres.create_database()) for name in CONTESTANTS}
+
+
+def measure_round_trip(conninfo: str) -> float:
+    """What the proxy's delay is in fact, with everything that comes on top."""
+    with psycopg.connect(conninfo, autocommit=True) as conn:
+        seconds = []
+        for _ in range(200):
+            started = time.perf_counter()
+            conn.execute("SELECT 1")
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def main() -> int:
+    """Measure, show, keep; 1 if a goal was missed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--patience", type=float, default=PATIENCE, help="seconds to wait for quiet"
+    )
+    parser.add_argument("--quick", action="store_true", help="one short round: does it work?")
+    options = parser.parse_args()
+    rounds, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
+    referee = Referee(0.0 if options.quick else options.patience)
+    with databases() as conninfos, progress(rounds * len(CALLERS) * len(CONTESTANTS)) as step:
+        round_trip = measure_round_trip(conninfos[RIVAL])
+        measured = asyncio.run(
+            measure_all(conninfos, referee, rounds=rounds, seconds=seconds, step=step)
+        )
+        goals = judge(measured)
+        result = {"round_trip": round_trip, "seconds": seconds, "rows": rows(measured)}
+        keep("concurrent_runs", conninfos[RIVAL], result, goals)
+    show(tabulate(measured, round_trip), [referee.verdict()], goals)
+    return not all(goal.met for goal in goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
