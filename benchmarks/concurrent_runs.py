@@ -29,7 +29,7 @@ from contestants import (
     upstream_checked,
 )
 from measure import PATIENCE, Measurement, Referee, clock, server
-from report import Goal, keep, progress, show, table
+from report import Goal, count_callers, keep, progress, show, table
 from rich.table import Table
 
 from lghard.testing import proxy_process
@@ -75,7 +75,7 @@ async def measure_all(
     measured: Measured = {}
     for i, callers in product(range(rounds), CALLERS):
         for name in _rotated(list(CONTESTANTS), i):
-            step(f"{name}, {callers} callers")
+            step(f"{name}, {count_callers(callers)}")
             contestant, conninfo = CONTESTANTS[name], conninfos[name]
             measurement = await referee.undisturbed(
                 partial(throughput, contestant, conninfo, callers=callers, seconds=seconds)
@@ -134,7 +134,7 @@ def judge(measured: Measured) -> list[Goal]:
     """Whether lghard is as fast as it is meant to be."""
     return [
         Goal(
-            f"{callers} callers, at least {goal:g} x upstream's runs per second",
+            f"{count_callers(callers)}, at least {goal:g} x upstream's runs per second",
             f"{(ratio := median_ratio(measured, 'lghard', callers)):.2f} x",
             ratio >= goal,
         )
@@ -148,8 +148,8 @@ def tabulate(measured: Measured, round_trip: float) -> Table:
         f"Runs per second: {NODES} nodes, a round trip of {1000 * round_trip:.1f} ms, "
         f"{POOL_SIZE} connections"
     )
-    columns = (f"{callers} callers" for callers in CALLERS)
-    results = table(title, "", *columns, f"CPU per run at {CALLERS[-1]}")
+    columns = map(count_callers, CALLERS)
+    results = table(title, "", *columns, f"CPU per run, {CALLERS[-1]}")
     for name in CONTESTANTS:
         cells = (
             f"{median_rate(measured, name, n):.0f}  {median_ratio(measured, name, n):5.2f} x"

@@ -82,6 +82,11 @@ def show(results: Table, notes: Sequence[str], goals: Sequence[Goal]) -> None:
         console.print(f"{verdict}  {goal.text}: {goal.measured}")
 
 
+def count_callers(number: int) -> str:
+    """1 caller, 20 callers."""
+    return f"{number} caller" + "s" * (number != 1)
+
+
 def keep(name: Name, conninfo: str, result: dict[str, Any], goals: Sequence[Goal]) -> None:
     """Write the result, with what it was measured on, to `results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
