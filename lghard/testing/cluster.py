@@ -216,9 +216,16 @@ class Cluster:
         """Continue one child of the postmaster."""
         _resume(self._child(pid))
 
-    def frozen_backends(self) -> set[int]:
-        """Return the pids of the children that are suspended."""
-        return {child.pid for child in psutil.Process(self.pid).children() if _frozen(child)}
+    def wait_until_gone(self, pids: set[int]) -> None:
+        """Wait until these children have ended, except those that are frozen."""
+        postmaster = psutil.Process(self.pid)
+
+        def gone() -> bool:
+            children = [child for child in postmaster.children() if child.pid in pids]
+            return all(map(_frozen, children))
+
+        if not poll(gone, time.monotonic() + _TIMEOUT):
+            raise TimeoutError(f"not all of {sorted(pids)} ended within {_TIMEOUT:.0f} s")
 
     def log(self) -> str:
         """Return everything the server logged."""

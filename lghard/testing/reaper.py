@@ -45,6 +45,7 @@ _DEAF = 'trap "" HUP INT QUIT TERM; exec "$@"'
 stay ignored over an exec, so there is not even a moment in which the signal would do harm."""
 _WATCH_INTERVAL = 0.2
 _POLL_INTERVAL = 0.01
+_ORPHANS_GRACE = 1.0
 _LAST_WORD = 5.0
 """Seconds for a process to vanish after SIGKILL, and for its folder to become removable."""
 _CLOCK_TOLERANCE = 2.0
@@ -329,6 +330,9 @@ def _end(find: Callable[[], set[psutil.Process]], entries: list[_Entry], grace: 
     _signal(processes, signal.SIGCONT)
     for entry in entries:
         _signal([entry.process], entry.stop_signal)
+    _poll(lambda: not any(_alive(entry.process) for entry in entries), grace)
+    # Children that only served their parent are about to end by themselves, in good order.
+    _poll(lambda: not any(map(_alive, processes)), min(grace, _ORPHANS_GRACE))
 
     def killed() -> bool:
         # Once more each time: children appear while their parents are being killed.
@@ -337,8 +341,6 @@ def _end(find: Callable[[], set[psutil.Process]], entries: list[_Entry], grace: 
         _signal(remaining, signal.SIGKILL)
         return not remaining
 
-    # Children that outlive their parent have nobody left to stop them in good order.
-    _poll(lambda: not any(_alive(entry.process) for entry in entries), grace)
     _poll(killed, _LAST_WORD)
 
 
