@@ -440,6 +440,15 @@ async def test_must_be_entered(echo: EchoServer) -> None:
         FaultProxy("127.0.0.1", echo.port).accept()
 
 
+async def test_is_entered_once(proxy: FaultProxy) -> None:
+    """One that is open or closed is not opened again; closing it again is harmless."""
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="make a new one"):
+            async with proxy:
+                pass
+        await proxy.close()
+
+
 @pytest.mark.parametrize("seconds", [-1, -0.001])
 async def test_negative_delays_are_refused(proxy: FaultProxy, seconds: float) -> None:
     """No delay is below zero."""

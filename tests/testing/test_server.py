@@ -43,30 +43,22 @@ def test_running_server_is_not_started_twice(server: LangGraphServer) -> None:
         server.start()
 
 
-def test_two_servers_at_once_share_nothing(server: LangGraphServer) -> None:
-    """Each has its own port and its own threads; the second one has its own checkpointer."""
-    with (
-        langgraph_server(GRAPHS, directory=HERE) as other,
-        get_sync_client(url=server.url) as client,
-        get_sync_client(url=other.url) as other_client,
-    ):
-        thread = client.threads.create()
-        with pytest.raises(NotFoundError):
-            other_client.threads.get(thread["thread_id"])
-        assert client.threads.get(thread["thread_id"]) == thread
-
-
-def test_custom_checkpointer_is_used(tmp_path: Path) -> None:
-    """The server writes its checkpoints through the checkpointer it was given."""
+def test_two_servers_at_once_share_nothing(server: LangGraphServer, tmp_path: Path) -> None:
+    """Each has its own port, its own threads and, if it was given one, its own checkpointer."""
     checkpointer, mark = "./echo_graph.py:checkpointer", tmp_path / "mark"
     with (
         langgraph_server(
             GRAPHS, directory=HERE, env={"MARK": str(mark)}, checkpointer=checkpointer
-        ) as server,
+        ) as other_server,
         get_sync_client(url=server.url) as client,
+        get_sync_client(url=other_server.url) as other,
     ):
         thread_id = client.threads.create()["thread_id"]
+        with pytest.raises(NotFoundError):
+            other.threads.get(thread_id)
         client.runs.wait(thread_id, "echo", input={"text": "hello"})
+        assert not mark.exists()
+        other.runs.wait(other.threads.create()["thread_id"], "echo", input={"text": "hello"})
         assert mark.exists()
 
 

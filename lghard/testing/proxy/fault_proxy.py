@@ -82,6 +82,8 @@ class FaultProxy(Endpoint):
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
+        if self._listener is not None or self._relay.closed:
+            raise RuntimeError("FaultProxy can be entered only once: make a new one")
         self._listener = _bind(0)
         self.port = self._listener.getsockname()[1]
         self.accept()
@@ -97,7 +99,10 @@ class FaultProxy(Endpoint):
 
     async def close(self) -> None:
         """Stop listening and close every connection; leaving `async with` does this."""
+        starting = self._starting
         self._stop_listening()
+        if starting is not None:
+            await asyncio.wait([starting])
         await self._relay.close()
 
     def __repr__(self) -> str:
