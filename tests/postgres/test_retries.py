@@ -1,0 +1,311 @@
+"""The checkpointer under fire: what is repeated, what is not, and who hears of it."""
+
+import asyncio
+import logging
+
+import psycopg
+import pytest
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from lghard import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard.postgres.retries import RULES, Repeat
+from lghard.testing import FaultProxy
+from tests.postgres.checkpoints import (
+    checkpoint,
+    config_of,
+    eventually,
+    put,
+    query,
+    waiting_backend,
+)
+
+
+@pytest.fixture
+async def proxy(lghard_postgres):
+    async with FaultProxy(lghard_postgres.host, lghard_postgres.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def saver(lghard_database, proxy):
+    conninfo = proxy.conninfo(lghard_database)
+    async with open_checkpointer(conninfo, setup=False, max_size=4) as saver:
+        yield saver
+
+
+@pytest.fixture
+async def upstream(lghard_database, proxy):
+    async with AsyncConnectionPool(
+        proxy.conninfo(lghard_database), kwargs={"autocommit": True}, open=False
+    ) as pool:
+        await pool.wait()
+        yield AsyncPostgresSaver(pool)
+
+
+OPERATIONS = {
+    "aget_tuple": lambda saver: saver.aget_tuple(config_of("t")),
+    "alist": lambda saver: anext(saver.alist(config_of("t"))),
+    "aput": lambda saver: put(saver, "t", 2),
+    "aput_writes, DO NOTHING": lambda saver: saver.aput_writes(
+        config_of("t", "1"), [("messages", [1])], "task"
+    ),
+    "aput_writes, UPSERT": lambda saver: saver.aput_writes(
+        config_of("t", "1"), [("__interrupt__", [1])], "task"
+    ),
+    "adelete_thread": lambda saver: saver.adelete_thread("other"),
+    "aprune": lambda saver: saver.aprune(["other"]),
+    "aget_delta_channel_history": lambda saver: saver.aget_delta_channel_history(
+        config=config_of("t"), channels=["messages"]
+    ),
+    "setup": lambda saver: saver.setup(),
+}
+
+
+def test_every_operation_has_its_test():
+    """A new rule needs a new line here."""
+    assert set(RULES) == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_upstream_fails_when_a_response_is_lost(upstream, proxy, name):
+    """The control: one lost response is one failed operation."""
+    await put(upstream, "t")
+    proxy.lose_responses()
+    with pytest.raises(psycopg.OperationalError):
+        await OPERATIONS[name](upstream)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_a_lost_response_costs_nothing(saver, proxy, name, caplog):
+    """Every operation succeeds at the second attempt, and one line tells of the trouble."""
+    await put(saver, "t")
+    proxy.lose_responses()
+    with caplog.at_level(logging.INFO, "lghard.postgres"):
+        await OPERATIONS[name](saver)
+    records = [record for record in caplog.records if record.name == "lghard.postgres"]
+    assert [record.levelname for record in records] == ["WARNING", "INFO"]
+    assert f"{name} lost the database" in records[0].getMessage()
+    assert proxy.lost > 0
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_every_operation_survives_a_killed_backend(lghard_database, name):
+    """Killed while it waits for a lock, so that it is certainly at work."""
+    async with open_checkpointer(lghard_database, setup=False) as saver:
+        await put(saver, "t")
+        async with await AsyncConnection.connect(lghard_database) as conn:
+            await conn.execute(
+                "LOCK checkpoints, checkpoint_blobs, checkpoint_writes, checkpoint_migrations"
+            )
+            operation = asyncio.ensure_future(OPERATIONS[name](saver))
+            pid = await waiting_backend(lghard_database)
+            await conn.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            second = await eventually_another(lghard_database, pid)
+            await conn.rollback()
+        await operation
+    assert pid != second
+
+
+async def eventually_another(conninfo, pid):
+    async def ask():
+        found = await query(
+            conninfo,
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND datname = current_database() AND pid <> %s",
+            pid,
+        )
+        return found[0][0] if found else None
+
+    return await eventually(ask)
+
+
+async def test_a_restarted_server_is_waited_for(lghard_own_postgres):
+    """The operation spans the outage; upstream's would fail at once."""
+    server = lghard_own_postgres
+    async with open_checkpointer(server.conninfo) as saver:
+        await put(saver, "t")
+        await asyncio.to_thread(server.stop, "immediate")
+        writing = asyncio.create_task(put(saver, "t", 2))
+        await eventually(lambda: saver.conn._connect_error)
+        assert not writing.done()
+        await asyncio.to_thread(server.start)
+        await writing
+        found = await saver.aget_tuple(config_of("t"))
+    assert checkpoint(2)["id"] == found.checkpoint["id"]
+
+
+async def test_the_deadline_ends_it(lghard_own_postgres):
+    """A server that stays away: the error is psycopg's own, and its notes tell what was tried."""
+    server = lghard_own_postgres
+    async with open_checkpointer(server.conninfo, deadline=1.0) as saver:
+        await asyncio.to_thread(server.stop, "immediate")
+        with pytest.raises(psycopg.OperationalError) as caught:
+            await put(saver, "t")
+        await asyncio.to_thread(server.start)
+        assert any("aput was tried" in note for note in notes_of(caught.value))
+        await put(saver, "t")
+
+
+def notes_of(error):
+    return getattr(error, "__notes__", [])
+
+
+async def test_an_exhausted_pool_is_not_an_outage(lghard_database):
+    """Waiting longer would only make the queue longer: the caller hears of it at once."""
+    async with open_checkpointer(lghard_database, max_size=1, timeout=0.2) as saver:
+        async with saver.conn.connection():
+            with pytest.raises(PoolTimeout) as caught:
+                await put(saver, "t")
+        assert any("raise max_size" in note for note in notes_of(caught.value))
+
+
+async def test_errors_of_the_statement_are_not_repeated(saver, caplog):
+    """They would only fail again."""
+    with pytest.raises(psycopg.errors.UntranslatableCharacter):
+        await put(saver, "t", text="a\x00b")
+    assert caplog.records == []
+
+
+async def test_a_frozen_backend_is_left_behind_by_a_read(lghard_postgres, lghard_database):
+    """A read is simply repeated on another connection."""
+    async with open_checkpointer(lghard_database, max_size=2, attempt_timeout=0.5) as saver:
+        await put(saver, "t")
+        async with frozen(lghard_postgres, lghard_database, saver):
+            found = await saver.aget_tuple(config_of("t"))
+    assert checkpoint()["id"] == found.checkpoint["id"]
+
+
+class frozen:  # noqa: N801 - reads as a verb where it is used
+    """The only idle backend of the saver does not answer in this block."""
+
+    def __init__(self, server, conninfo, saver):
+        self.server, self.conninfo, self.saver = server, conninfo, saver
+
+    async def __aenter__(self):
+        (conn,) = self.saver.conn._pool
+        self.pid = conn.pgconn.backend_pid
+        self.server.freeze_backend(self.pid)
+        return self.pid
+
+    async def __aexit__(self, *_):
+        self.server.thaw_backend(self.pid)
+
+
+async def test_a_write_to_a_frozen_backend_has_an_unknown_outcome(lghard_postgres, lghard_database):
+    """It is not repeated, because the old backend may come back; the error says so."""
+    async with open_checkpointer(
+        lghard_database, max_size=2, attempt_timeout=0.3, deadline=2.0
+    ) as saver:
+        await put(saver, "t")
+        async with frozen(lghard_postgres, lghard_database, saver) as pid:
+            with pytest.raises(psycopg.OperationalError) as caught:
+                await put(saver, "t", text="old")
+    assert "outcome of aput is unknown" in "".join(notes_of(caught.value))
+    assert f"backend {pid} of the server" in "".join(notes_of(caught.value))
+
+
+async def test_a_write_is_repeated_once_the_frozen_backend_is_gone(
+    lghard_postgres, lghard_database
+):
+    """The lost backend is told to stop; as soon as it has, the write goes through."""
+    async with open_checkpointer(lghard_database, max_size=2, attempt_timeout=0.3) as saver:
+        await put(saver, "t")
+        async with frozen(lghard_postgres, lghard_database, saver) as pid:
+            writing = asyncio.create_task(put(saver, "t", text="new"))
+            await eventually(lambda: saver._outage._since)
+        await writing
+        gone = await query(lghard_database, "SELECT FROM pg_stat_activity WHERE pid = %s", pid)
+        found = await saver.aget_tuple(config_of("t"))
+    assert gone == []
+    assert found.checkpoint["channel_values"] == {"text": "new"}
+
+
+async def stuck_write(saver, server, conninfo, proxy):
+    """An UPSERT whose backend is frozen in the middle, and whose client has lost it."""
+    await put(saver, "t", text="first")
+    async with await AsyncConnection.connect(conninfo) as conn:
+        await conn.execute("SELECT FROM checkpoints FOR UPDATE")
+        writing = asyncio.create_task(put(saver, "t", text="old"))
+        pid = await waiting_backend(conninfo)
+        server.freeze_backend(pid)
+        proxy.reset()
+    return pid, writing
+
+
+async def what_stands(server, conninfo, pid):
+    """Another replica writes a newer value; then the old backend thaws and goes on."""
+    async with open_checkpointer(conninfo, setup=False) as replica:
+        await put(replica, "t", text="newer")
+        server.thaw_backend(pid)
+        await backend_gone(conninfo, pid)
+        found = await replica.aget_tuple(config_of("t"))
+    return found.checkpoint["channel_values"]["text"]
+
+
+async def backend_gone(conninfo, pid):
+
+    async def gone():
+        return not await query(conninfo, "SELECT FROM pg_stat_activity WHERE pid = %s", pid)
+
+    await eventually(gone)
+
+
+async def test_upstreams_late_write_overwrites_a_newer_one(
+    upstream, lghard_postgres, lghard_database, proxy
+):
+    """The control: the client has given up, the backend has not."""
+    pid, writing = await stuck_write(upstream, lghard_postgres, lghard_database, proxy)
+    with pytest.raises(psycopg.OperationalError):
+        await writing
+    assert await what_stands(lghard_postgres, lghard_database, pid) == "old"
+
+
+async def test_a_late_write_overwrites_nothing(lghard_postgres, lghard_database, proxy):
+    """Promise 3: the newer value stands, and whoever wrote the old one knows that he does not."""
+    conninfo = proxy.conninfo(lghard_database)
+    async with open_checkpointer(conninfo, max_size=4, deadline=2.0) as saver:
+        pid, writing = await stuck_write(saver, lghard_postgres, lghard_database, proxy)
+        with pytest.raises(psycopg.OperationalError) as caught:
+            await writing
+        assert await what_stands(lghard_postgres, lghard_database, pid) == "newer"
+    assert "outcome of aput is unknown" in "".join(notes_of(caught.value))
+
+
+async def test_cancelled_between_two_attempts(lghard_own_postgres):
+    """A run that is cancelled during an outage ends then, and leaves nothing behind."""
+    server = lghard_own_postgres
+    async with open_checkpointer(server.conninfo) as saver:
+        await asyncio.to_thread(server.stop, "immediate")
+        writing = asyncio.create_task(put(saver, "t"))
+        await eventually(lambda: saver.conn._connect_error)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        await asyncio.to_thread(server.start)
+        await put(saver, "t")
+        await eventually(
+            lambda: saver.conn.get_stats()["pool_size"] == saver.conn.get_stats()["pool_available"]
+        )
+
+
+async def test_a_plain_pool_does_as_well(lghard_database, proxy):
+    """The saver's retries need nothing of ManagedPool."""
+    async with AsyncConnectionPool(
+        proxy.conninfo(lghard_database), kwargs={"autocommit": True}, open=False
+    ) as pool:
+        await pool.wait()
+        saver = HardenedAsyncPostgresSaver(pool)
+        await put(saver, "t")
+        proxy.lose_responses()
+        await put(saver, "t", 2)
+        found = await saver.aget_tuple(config_of("t"))
+    assert checkpoint(2)["id"] == found.checkpoint["id"]
+
+
+def test_only_what_may_run_twice_is_repeated_freely():
+    """The table of promise 3, spelled out."""
+    freely = {name for name, rule in RULES.items() if rule is Repeat.FREELY}
+    reads = {"aget_tuple", "alist", "aget_delta_channel_history"}
+    assert {*reads, "aput_writes, DO NOTHING"} == freely
