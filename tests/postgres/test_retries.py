@@ -165,7 +165,7 @@ async def test_errors_of_the_statement_are_not_repeated(saver, caplog):
     """They would only fail again."""
     with pytest.raises(psycopg.errors.UntranslatableCharacter):
         await put(saver, "t", text="a\x00b")
-    assert caplog.records == []
+    assert [] == caplog.records
 
 
 async def test_a_frozen_backend_is_left_behind_by_a_read(lghard_postgres, lghard_database):
@@ -218,8 +218,8 @@ async def test_a_write_is_repeated_once_the_frozen_backend_is_gone(
         await writing
         gone = await query(lghard_database, "SELECT FROM pg_stat_activity WHERE pid = %s", pid)
         found = await saver.aget_tuple(config_of("t"))
-    assert gone == []
-    assert found.checkpoint["channel_values"] == {"text": "new"}
+    assert [] == gone
+    assert {"text": "new"} == found.checkpoint["channel_values"]
 
 
 async def stuck_write(saver, server, conninfo, proxy):
@@ -259,7 +259,7 @@ async def test_upstreams_late_write_overwrites_a_newer_one(
     pid, writing = await stuck_write(upstream, lghard_postgres, lghard_database, proxy)
     with pytest.raises(psycopg.OperationalError):
         await writing
-    assert await what_stands(lghard_postgres, lghard_database, pid) == "old"
+    assert "old" == await what_stands(lghard_postgres, lghard_database, pid)
 
 
 async def test_a_late_write_overwrites_nothing(lghard_postgres, lghard_database, proxy):
@@ -269,7 +269,7 @@ async def test_a_late_write_overwrites_nothing(lghard_postgres, lghard_database,
         pid, writing = await stuck_write(saver, lghard_postgres, lghard_database, proxy)
         with pytest.raises(psycopg.OperationalError) as caught:
             await writing
-        assert await what_stands(lghard_postgres, lghard_database, pid) == "newer"
+        assert "newer" == await what_stands(lghard_postgres, lghard_database, pid)
     assert "outcome of aput is unknown" in "".join(notes_of(caught.value))
 
 

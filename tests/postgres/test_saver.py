@@ -189,7 +189,7 @@ async def test_it_reads_what_upstream_reads(saver, upstream):
         {"config": config_of("t"), "before": config_of("t", checkpoint(2)["id"])},
     ):
         theirs = [found async for found in upstream.alist(**arguments)]
-        assert theirs == [found async for found in saver.alist(**arguments)]
+        assert [found async for found in saver.alist(**arguments)] == theirs
         assert theirs
 
 
@@ -204,7 +204,7 @@ async def test_sends_of_old_checkpoints_are_migrated(saver, upstream, lghard_dat
             await upstream.aput_writes(config, [("__pregel_tasks", [f"send of {thread}"])], "task")
     newest = await saver.aget_tuple(config_of("a"))
     assert await upstream.aget_tuple(config_of("a")) == newest
-    assert newest.checkpoint["channel_values"]["__pregel_tasks"] == [["send of a"]]
+    assert [["send of a"]] == newest.checkpoint["channel_values"]["__pregel_tasks"]
     listed = [found async for found in saver.alist(None)]
     sends = {
         found.config["configurable"]["thread_id"]: found.checkpoint["channel_values"]
@@ -212,9 +212,10 @@ async def test_sends_of_old_checkpoints_are_migrated(saver, upstream, lghard_dat
         if found.parent_config
     }
     # Upstream migrates those of the first thread only, when it lists several.
-    assert {
-        thread: values["__pregel_tasks"] for thread, values in sends.items()
-    } == {"a": [["send of a"]], "b": [["send of b"]]}
+    assert {thread: values["__pregel_tasks"] for thread, values in sends.items()} == {
+        "a": [["send of a"]],
+        "b": [["send of b"]],
+    }
 
 
 async def test_a_thread_can_be_deleted_and_pruned(saver, lghard_database):
@@ -222,7 +223,7 @@ async def test_a_thread_can_be_deleted_and_pruned(saver, lghard_database):
     for number in (1, 2, 3):
         await put(saver, "t", number)
     await saver.aprune(["t"])
-    assert len([found async for found in saver.alist(config_of("t"))]) == 1
+    assert 1 == len([found async for found in saver.alist(config_of("t"))])
     await saver.adelete_thread("t")
     assert {table: [] for table in TABLES} == await contents(lghard_database)
 
@@ -248,7 +249,7 @@ async def test_reading_while_listing(contestant, upstream):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(read_all(), 1)
     else:
-        assert len(await asyncio.wait_for(read_all(), 30)) == 3
+        assert 3 == len(await asyncio.wait_for(read_all(), 30))
 
 
 async def test_an_abandoned_list_holds_no_connection(lghard_database):
@@ -258,7 +259,7 @@ async def test_an_abandoned_list_holds_no_connection(lghard_database):
         await put(saver, "t", 2)
         listed = saver.alist(config_of("t"))
         await anext(listed)
-        assert saver.conn.get_stats()["pool_available"] == 1
+        assert 1 == saver.conn.get_stats()["pool_available"]
         await listed.aclose()
 
 
@@ -294,7 +295,7 @@ async def test_prepared_statements_may_be_deallocated(lghard_database):
         async with saver.conn.connection() as conn:
             await conn.execute("DISCARD ALL")
         await put(saver, "t", 2)
-        assert len([found async for found in saver.alist(config_of("t"))]) == 2
+        assert 2 == len([found async for found in saver.alist(config_of("t"))])
 
 
 async def test_nothing_is_prepared_where_that_is_switched_off(lghard_database):
@@ -304,7 +305,7 @@ async def test_nothing_is_prepared_where_that_is_switched_off(lghard_database):
         await put(saver, "t")
         async with saver.conn.connection() as conn:
             names = await (await conn.execute("SELECT name FROM pg_prepared_statements")).fetchall()
-    assert names == []
+    assert [] == names
 
 
 async def test_a_failed_statement_is_prepared_once(lghard_database):
@@ -315,14 +316,14 @@ async def test_a_failed_statement_is_prepared_once(lghard_database):
                 await put(saver, "t", text="a\x00b")
         async with saver.conn.connection() as conn:
             names = await (await conn.execute("SELECT name FROM pg_prepared_statements")).fetchall()
-    assert len(names) == 1
+    assert 1 == len(names)
 
 
 async def test_a_large_checkpoint(saver):
     """Larger than every buffer on the way, so that sending and reading overlap."""
     await put(saver, "t", blob=["x" * 20_000_000])
     found = await saver.aget_tuple(config_of("t"))
-    assert len(found.checkpoint["channel_values"]["blob"][0]) == 20_000_000
+    assert 20_000_000 == len(found.checkpoint["channel_values"]["blob"][0])
 
 
 async def test_cancelled_in_a_write(saver, lghard_database):
@@ -336,7 +337,7 @@ async def test_cancelled_in_a_write(saver, lghard_database):
         with pytest.raises(asyncio.CancelledError):
             await writing
     channels = await query(lghard_database, "SELECT channel FROM checkpoint_blobs")
-    assert channels == [("messages",)]
+    assert [("messages",)] == channels
     await asyncio.gather(*(put(saver, f"t{number}") for number in range(20)))
     await eventually(
         lambda: saver.conn.get_stats()["pool_size"] == saver.conn.get_stats()["pool_available"]
