@@ -48,8 +48,7 @@ class PoolSettings(BaseSettings):
     Durations are seconds. Sizes are connections of this process, not of the deployment.
 
     Example:
-        >>> PoolSettings(conninfo="postgresql://localhost/app", max_size=4).max_size
-        4
+        >>> async with open_pool(settings=PoolSettings(max_size=4)) as pool: ...
     """
 
     model_config = SettingsConfigDict(env_prefix="LGHARD_POOL_", frozen=True, extra="forbid")
@@ -59,22 +58,28 @@ class PoolSettings(BaseSettings):
         description="libpq conninfo or URI; by default the first of LGHARD_DATABASE_URI, "
         "POSTGRES_URI, DATABASE_URL and DATABASE_URI that names a Postgres database",
     )
-    min_size: NonNegativeInt = Field(1, description="connections kept open")
-    max_size: PositiveInt = Field(10, description="connections at most")
-    timeout: PositiveFloat = Field(30.0, description="how long a borrower waits for a connection")
+    min_size: NonNegativeInt = Field(default=1, description="connections kept open")
+    max_size: PositiveInt = Field(default=10, description="connections at most")
+    timeout: PositiveFloat = Field(
+        default=30.0, description="how long a borrower waits for a connection"
+    )
     open_timeout: PositiveFloat = Field(
-        10.0, description="how long opening may take, retries included"
+        default=10.0, description="how long opening may take, retries included"
     )
-    connect_timeout: PositiveInt = Field(5, description="how long one connection attempt may take")
+    connect_timeout: PositiveInt = Field(
+        default=5, description="how long one connection attempt may take"
+    )
     max_idle: PositiveFloat = Field(
-        600.0, description="after which an unused connection above min_size is closed"
+        default=600.0, description="after which an unused connection above min_size is closed"
     )
-    max_lifetime: PositiveFloat = Field(3600.0, description="after which a connection is replaced")
+    max_lifetime: PositiveFloat = Field(
+        default=3600.0, description="after which a connection is replaced"
+    )
     ping_after: float = Field(
-        30.0, ge=0, description="idle time after which a borrow asks the server first"
+        default=30.0, ge=0, description="idle time after which a borrow asks the server first"
     )
     ping_timeout: PositiveFloat = Field(
-        3.0, description="how long the server may take to answer that"
+        default=3.0, description="how long the server may take to answer that"
     )
 
     def connection_parameters(self) -> dict[str, str | int]:

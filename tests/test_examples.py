@@ -1,0 +1,35 @@
+"""Every example runs, as a user runs it, and tells the truth."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name):
+    """What an example prints when it is piped; it must end well."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert (0, "") == (done.returncode, done.stderr), done.stdout
+    return done.stdout
+
+
+def test_every_example_is_tested():
+    """A new example needs a new test."""
+    assert ["survive.py"] == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_survive():
+    """All runs finish on lghard; upstream's checkpointer, under the same faults, loses some."""
+    printed = run("survive.py")
+    rows = dict(re.findall(r"^\| ([\w ]+?) +\| +(.+?) +\|", printed, re.MULTILINE))
+    theirs = dict(re.findall(r"^\| ([\w ]+?) +\|.*\| +(.+?) +\|$", printed, re.MULTILINE))
+    assert ["40 of 40", "40 of 40", "0", "none", "1"] == [
+        rows[name] for name in ("runs finished", "state correct", "runs lost", "error", "restarts")
+    ]
+    assert int(rows["killed"]) > 40
+    assert int(theirs["runs lost"]) > 0
+    assert "\x1b" not in printed

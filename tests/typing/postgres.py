@@ -1,0 +1,60 @@
+"""What type checkers see of the pool and the checkpointer: upstream's own types."""
+
+from typing import Any, assert_type
+
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+from psycopg_pool import AsyncConnectionPool
+
+from lghard import (
+    HardenedAsyncPostgresSaver,
+    ManagedPool,
+    PoolSettings,
+    open_checkpointer,
+    open_pool,
+)
+
+Connection = AsyncConnection[DictRow]
+
+
+class MyConnection(AsyncConnection[DictRow]):
+    """A connection class of the application's own."""
+
+
+async def pools() -> None:
+    """A pool is generic over its connection class, as upstream's."""
+    async with open_pool(max_size=3, settings=PoolSettings(max_size=2)) as pool:
+        assert_type(pool, ManagedPool[Connection])
+        upstream: AsyncConnectionPool[Connection] = pool
+        async with upstream.connection() as conn:
+            assert_type(conn, Connection)
+    mine = ManagedPool("", connection_class=MyConnection, min_size=1, open=False)
+    assert_type(mine, ManagedPool[MyConnection])
+    assert_type(await mine.getconn(), MyConnection)
+    ManagedPool("", min_size="one")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    async with open_pool(max_sise=3):  # pyright: ignore[reportCallIssue]
+        pass
+
+
+async def savers(pool: ManagedPool[Connection]) -> None:
+    """A checkpointer is upstream's, for every use of one."""
+    async with open_checkpointer(pool, deadline=10) as checkpointer:
+        assert_type(checkpointer, HardenedAsyncPostgresSaver)
+        upstream: AsyncPostgresSaver = checkpointer
+        assert_type(await upstream.aget_tuple({}), CheckpointTuple | None)
+        async for found in checkpointer.alist(None, limit=1):
+            assert_type(found, CheckpointTuple)
+        any_checkpointer: BaseCheckpointSaver[str] = checkpointer  # what compile() takes
+        assert_type(any_checkpointer.serde.dumps_typed(1), tuple[str, bytes])
+    async with HardenedAsyncPostgresSaver.from_conn_string("", pipeline=True) as saver:
+        assert_type(saver, HardenedAsyncPostgresSaver)
+    HardenedAsyncPostgresSaver(pool, None, None)
+    HardenedAsyncPostgresSaver(1)  # pyright: ignore[reportArgumentType]
+
+
+def settings(values: dict[str, Any]) -> None:
+    """Fields are typed, and read-only."""
+    assert_type(PoolSettings().max_size, int)
+    PoolSettings().max_size = 3  # pyright: ignore[reportAttributeAccessIssue]
