@@ -6,6 +6,9 @@ What the environment decides:
 - `LGHARD_TEST_DSN`: a running server to use instead, for those who cannot start one. The fixtures
   create their databases there; tests that need power over the server's processes are skipped.
 - `LGHARD_REQUIRE_ALL=1`: what would be skipped for want of a server fails, as it should in CI.
+
+A conftest.py may also import from this module, which pytest would otherwise warn of:
+PYTEST_DONT_REWRITE.
 """
 
 import os
@@ -16,6 +19,11 @@ from typing import NoReturn
 import pytest
 
 from lghard.testing.binaries import PostgresNotFoundError, find_binaries
+from lghard.testing.pgbouncer import (
+    PgBouncerNotFoundError,
+    TemporaryPgBouncer,
+    temporary_pgbouncer,
+)
 from lghard.testing.postgres import TemporaryPostgres, temporary_postgres
 from lghard.testing.server import LangGraphServer, langgraph_server
 
@@ -96,6 +104,17 @@ def lghard_langgraph_server() -> Iterator[Callable[..., LangGraphServer]]:
     """
     with ExitStack() as servers:
         yield lambda *args, **kwargs: servers.enter_context(langgraph_server(*args, **kwargs))
+
+
+@pytest.fixture(scope="session")
+def lghard_pgbouncer(lghard_postgres: TemporaryPostgres) -> Iterator[TemporaryPgBouncer]:
+    """A PgBouncer in transaction mode in front of `lghard_postgres`, for the whole session."""
+    with ExitStack() as stack:
+        try:
+            pooler = stack.enter_context(temporary_pgbouncer(lghard_postgres))
+        except PgBouncerNotFoundError as error:
+            require_or_skip(str(error))
+        yield pooler
 
 
 @contextmanager

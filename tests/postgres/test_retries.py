@@ -309,3 +309,35 @@ def test_only_what_may_run_twice_is_repeated_freely():
     freely = {name for name, rule in RULES.items() if rule is Repeat.FREELY}
     reads = {"aget_tuple", "alist", "aget_delta_channel_history"}
     assert {*reads, "aput_writes, DO NOTHING"} == freely
+
+
+@pytest.fixture
+async def pooled(lghard_database, lghard_pgbouncer):
+    """A saver behind a transaction pooler, and the network between them."""
+    async with FaultProxy(lghard_pgbouncer.host, lghard_pgbouncer.port) as proxy:
+        kwargs = {"prepare_threshold": None}
+        async with open_checkpointer(
+            proxy.conninfo(lghard_database), setup=False, max_size=4, kwargs=kwargs
+        ) as saver:
+            yield saver, proxy
+
+
+async def test_behind_a_pooler_reads_are_repeated(pooled):
+    """What is repeated freely needs to know no backend."""
+    saver, proxy = pooled
+    await asyncio.gather(*(put(saver, f"t{number}") for number in range(20)))
+    proxy.lose_responses()
+    found = await saver.aget_tuple(config_of("t7"))
+    assert checkpoint()["id"] == found.checkpoint["id"]
+
+
+async def test_behind_a_pooler_a_lost_write_has_an_unknown_outcome(pooled):
+    """Nobody can tell which backend was at work, and none is told to stop."""
+    saver, proxy = pooled
+    await put(saver, "t")
+    proxy.lose_responses()
+    with pytest.raises(psycopg.OperationalError) as caught:
+        await put(saver, "t", text="new")
+    assert "outcome of aput is unknown" in "".join(notes_of(caught.value))
+    assert "tried 2 times" in "".join(notes_of(caught.value.__cause__))
+    await put(saver, "t", 2)
