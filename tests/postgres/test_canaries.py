@@ -1,0 +1,419 @@
+"""Private names of upstream that lghard leans on: a change there fails here first, by its name."""
+
+import asyncio
+import inspect
+from collections import Counter, deque
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import pytest
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg import AsyncConnection
+from psycopg._queries import PostgresQuery
+from psycopg.adapt import Transformer
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool
+from psycopg_pool.base import AttemptWithBackoff
+
+AUTOCOMMIT = {"autocommit": True}
+
+
+class Leaning(NamedTuple):
+    """A private name of upstream, how lghard calls or overrides it, and where."""
+
+    package: str
+    name: str
+    signature: str
+    used_by: str
+    because: str
+
+    def complaint(self, found: object) -> str:
+        """What to tell whoever upgraded upstream."""
+        return (
+            f"{self.package} {version(self.package)} has {self.name}{found}, and lghard was written"
+            f" for {self.name}{self.signature}: look at {self.used_by}, where {self.because}"
+        )
+
+
+POOL = "psycopg_pool.pool_async:AsyncConnectionPool"
+SAVER = "langgraph.checkpoint.postgres.aio:AsyncPostgresSaver"
+
+LEANINGS = [
+    Leaning("psycopg-pool", f"{POOL}.{name}", signature, f"pool.py, {where}", because)
+    for name, signature, where, because in [
+        (
+            "_getconn_unchecked",
+            "async (self, timeout)",
+            "ManagedPool._getconn_unchecked",
+            "it is overridden: every borrow looks at its connection there",
+        ),
+        (
+            "_putconn",
+            "async (self, conn, from_getconn)",
+            "ManagedPool._getconn_unchecked",
+            "it takes back a connection that is not handed out after all",
+        ),
+        (
+            "_return_connection",
+            "async (self, conn, from_getconn)",
+            "ManagedPool._getconn_unchecked",
+            "_putconn goes through it, and it replaces what is broken",
+        ),
+        (
+            "_add_to_pool",
+            "async (self, conn)",
+            "ManagedPool._add_to_pool",
+            "it is overridden: it notes since when a connection is idle",
+        ),
+        (
+            "_connect",
+            "async (self, timeout=None)",
+            "ManagedPool._connect and _verify",
+            "it is overridden to remember the last error, and makes the first connection",
+        ),
+        (
+            "_add_connection",
+            "async (self, attempt, growing=False)",
+            "ManagedPool._add_connection",
+            "it is overridden to wait shorter between attempts",
+        ),
+        (
+            "run_task",
+            "(self, task)",
+            "ManagedPool._replace",
+            "it has a worker make a connection",
+        ),
+        (
+            "_open",
+            "(self)",
+            "ManagedPool._open",
+            "it is overridden: what a pool has only while it is open is made there",
+        ),
+        (
+            "check_connection",
+            "async (conn)",
+            "liveness.ping",
+            "its empty query is the ping",
+        ),
+    ]
+]
+LEANINGS += [
+    Leaning(
+        "psycopg-pool",
+        "psycopg_pool.pool_async:AddConnection",
+        "(pool, attempt=None, growing=False)",
+        "pool.py, ManagedPool._replace",
+        "it is the task that replaces a dead connection",
+    ),
+    Leaning(
+        "psycopg-pool",
+        "psycopg_pool.base:AttemptWithBackoff",
+        "(*, timeout)",
+        "pool.py, Reconnect",
+        "Reconnect is one",
+    ),
+    Leaning(
+        "psycopg-pool",
+        "psycopg_pool.base:AttemptWithBackoff.update_delay",
+        "(self, now)",
+        "pool.py, Reconnect.update_delay",
+        "it is overridden to bound the delay",
+    ),
+    Leaning(
+        "psycopg",
+        "psycopg._queries:PostgresQuery",
+        "(transformer)",
+        "statements.py, _convert",
+        "it turns %s placeholders into what libpq takes",
+    ),
+    Leaning(
+        "psycopg",
+        "psycopg._queries:PostgresQuery.convert",
+        "(self, query, vars)",
+        "statements.py, _convert",
+        "it turns %s placeholders into what libpq takes",
+    ),
+    Leaning(
+        "psycopg",
+        "psycopg.generators:send",
+        "(pgconn)",
+        "statements.py, _complete",
+        "it flushes all commands of an operation at once",
+    ),
+    Leaning(
+        "psycopg",
+        "psycopg.generators:fetch_many",
+        "(pgconn)",
+        "statements.py, _complete",
+        "it reads the results of one command of the pipeline",
+    ),
+    Leaning(
+        "psycopg",
+        "psycopg:AsyncConnection.wait",
+        "async (self, gen, interval=0.1, timeout=None)",
+        "statements.py, _send",
+        "it drives our generator, and handles cancellation",
+    ),
+]
+LEANINGS += [
+    Leaning(
+        "langgraph-checkpoint-postgres", f"{SAVER}.{name}", signature, f"saver.py, {where}", because
+    )
+    for name, signature, where, because in [
+        (
+            "_cursor",
+            "(self, *, pipeline=False)",
+            "HardenedAsyncPostgresSaver._cursor",
+            "it is overridden: the statements of the base class go through it, without its lock",
+        ),
+        (
+            "_search_where",
+            "(self, config, filter, before=None)",
+            "alist",
+            "it says which checkpoints are listed",
+        ),
+        (
+            "_load_checkpoint_tuple",
+            "async (self, value)",
+            "alist",
+            "it makes a checkpoint of a row",
+        ),
+        (
+            "_migrate_pending_sends",
+            "(self, pending_sends, checkpoint, channel_values)",
+            "_add_pending_sends",
+            "it carries the Sends of checkpoints before version 4 over",
+        ),
+        (
+            "_dump_blobs",
+            "(self, thread_id, checkpoint_ns, values, versions)",
+            "aput",
+            "it makes the rows of checkpoint_blobs",
+        ),
+        (
+            "_dump_writes",
+            "(self, thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, writes)",
+            "aput_writes",
+            "it makes the rows of checkpoint_writes",
+        ),
+    ]
+]
+LEANINGS += [
+    Leaning(
+        "langgraph-checkpoint",
+        "langgraph.checkpoint.serde.types:_DeltaSnapshot",
+        "(value)",
+        "saver.py, _split",
+        "such a value is stored in a blob, and True in its place",
+    ),
+    Leaning(
+        "langgraph-checkpoint",
+        "langgraph.checkpoint.base:get_serializable_checkpoint_metadata",
+        "(config, metadata)",
+        "saver.py, aput",
+        "it makes the metadata column",
+    ),
+]
+
+
+def resolve(name: str) -> Any:
+    """The object behind `module:path`, or None."""
+    module, _, path = name.partition(":")
+    found: Any = import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def signature_of(function: Any) -> str:
+    """A signature without annotations, as LEANINGS spells it; nothing for what is not there."""
+    if function is None:
+        return " no more"
+    parameters = inspect.signature(function).parameters.values()
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
+    prefix = "async " if inspect.iscoroutinefunction(function) else ""
+    return prefix + str(inspect.Signature(bare))
+
+
+@pytest.mark.parametrize("leaning", LEANINGS, ids=lambda leaning: leaning.name.partition(":")[2])
+def test_private_function(leaning: Leaning) -> None:
+    """It is there, and takes what lghard gives it."""
+    found = signature_of(resolve(leaning.name))
+    assert found == leaning.signature, leaning.complaint(found)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "kind", "used_by"),
+    [
+        ("_lock", asyncio.Lock, "ManagedPool._sweep"),
+        ("_pool", deque, "ManagedPool._sweep"),
+        ("_nconns", int, "ManagedPool._advice"),
+        ("_stats", Counter, "ManagedPool._replace"),
+        ("_CONNECTIONS_LOST", str, "ManagedPool._replace"),
+        ("_closed", bool, "ManagedPool.close"),
+        ("reconnect_timeout", float, "ManagedPool._add_connection"),
+    ],
+)
+async def test_attribute_of_a_pool(attribute: str, kind: type, used_by: str) -> None:
+    """An open pool keeps its state where lghard reads it."""
+    async with AsyncConnectionPool(min_size=0, max_size=1, open=False) as pool:
+        found = type(getattr(pool, attribute, None))
+    complaint = (
+        f"psycopg-pool {version('psycopg-pool')} has {found} as the pool's {attribute}, and lghard "
+        f"was written for {kind}: look at pool.py, {used_by}"
+    )
+    assert issubclass(found, kind), complaint
+
+
+@pytest.mark.parametrize(
+    ("attribute", "used_by"),
+    [
+        ("lock", "statements.py, _send"),
+        ("prepare_threshold", "statements.py, _queue"),
+        ("pgconn.backend_pid", "retries.py, Operation.connection"),
+        ("pgconn.socket", "liveness.py, look"),
+        ("pgconn.consume_input", "liveness.py, _survives_reading"),
+        ("pgconn.enter_pipeline_mode", "statements.py, _send"),
+        ("pgconn.exit_pipeline_mode", "statements.py, _complete"),
+        ("pgconn.pipeline_sync", "statements.py, _send"),
+        ("pgconn.send_prepare", "statements.py, _queue"),
+        ("pgconn.send_query_prepared", "statements.py, _queue"),
+        ("pgconn.send_query_params", "statements.py, _queue"),
+        ("_created_at", "retries.py, Operation.connection"),
+        ("_pool", "ManagedPool._getconn_unchecked, by way of upstream's"),
+    ],
+)
+async def test_attribute_of_a_pooled_connection(
+    lghard_empty_database: str, attribute: str, used_by: str
+) -> None:
+    """A connection from a pool has what lghard asks it for."""
+    async with (
+        AsyncConnectionPool(lghard_empty_database, min_size=1, max_size=1, open=False) as pool,
+        pool.connection() as conn,
+    ):
+        found: Any = conn
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+    assert found is not None, (
+        f"psycopg {version('psycopg')} and psycopg-pool {version('psycopg-pool')} have no "
+        f"{attribute} on a pooled connection any more: look at {used_by}"
+    )
+
+
+async def test_backend_pid_and_age_of_a_pooled_connection(lghard_empty_database: str) -> None:
+    """What retries.py tells a lost backend by is what the server and the clock say."""
+    async with (
+        AsyncConnectionPool(lghard_empty_database, min_size=1, max_size=1, open=False) as pool,
+        pool.connection() as conn,
+    ):
+        row = await (await conn.execute("SELECT pg_backend_pid()")).fetchone()
+        assert row == (conn.pgconn.backend_pid,)
+        assert conn._created_at <= asyncio.get_running_loop().time()  # both are monotonic
+
+
+class Recorder(AsyncConnectionPool[AsyncConnection[Any]]):
+    """Upstream's pool, with the names of its private methods as it calls them."""
+
+    called: tuple[str, ...] = ()
+
+    async def _getconn_unchecked(self, timeout: float) -> AsyncConnection[Any]:
+        self.called += ("_getconn_unchecked",)
+        return await super()._getconn_unchecked(timeout)
+
+    async def _add_to_pool(self, conn: AsyncConnection[Any]) -> None:
+        self.called += ("_add_to_pool",)
+        await super()._add_to_pool(conn)
+
+    async def _connect(self, timeout: float | None = None) -> AsyncConnection[Any]:
+        self.called += ("_connect",)
+        return await super()._connect(timeout)
+
+    async def _add_connection(
+        self, attempt: AttemptWithBackoff | None, growing: bool = False
+    ) -> None:
+        self.called += ("_add_connection",)
+        await super()._add_connection(attempt, growing=growing)
+
+    def _open(self) -> None:
+        self.called += ("_open",)
+        super()._open()
+
+
+async def test_upstream_calls_what_lghard_overrides(lghard_empty_database: str) -> None:
+    """An override that nobody calls any more would switch lghard off without a word."""
+    pool = Recorder(lghard_empty_database, min_size=1, max_size=1, open=False)
+    await pool.open(wait=True)
+    try:
+        async with pool.connection():
+            pass
+    finally:
+        await pool.close()
+    connected = ("_open", "_add_connection", "_connect", "_add_to_pool")
+    assert pool.called == (*connected, "_getconn_unchecked", "_add_to_pool")
+
+
+async def test_a_broken_connection_is_replaced_on_its_return(lghard_empty_database: str) -> None:
+    """_return_connection replaces a connection in status UNKNOWN, and counts it as lost."""
+    async with AsyncConnectionPool(
+        lghard_empty_database, min_size=1, max_size=1, open=False
+    ) as pool:
+        conn = await pool.getconn()
+        conn.pgconn.finish()
+        assert conn.pgconn.transaction_status == TransactionStatus.UNKNOWN
+        await pool._putconn(conn, from_getconn=True)
+        async with pool.connection() as other:
+            assert other is not conn
+        assert pool.get_stats()[pool._CONNECTIONS_LOST] == 1
+
+
+def test_first_delay_of_a_reconnection() -> None:
+    """Reconnect sets INITIAL_DELAY and bounds `delay`, which upstream reads."""
+    attempt = AttemptWithBackoff(timeout=100)
+    attempt.update_delay(now=0.0)
+    low, high = (AttemptWithBackoff.INITIAL_DELAY * factor for factor in (0.9, 1.1))
+    assert low <= attempt.delay <= high
+
+
+async def test_converted_query(lghard_empty_database: str) -> None:
+    """A PostgresQuery has what libpq takes: query, parameters, their types and formats."""
+    async with await AsyncConnection.connect(lghard_empty_database) as conn:
+        query = PostgresQuery(Transformer(conn))
+        query.convert("SELECT %s, %s", ["text", 1])
+        found = (query.query, query.params, len(query.types), len(query.formats or ()))
+    assert found == (b"SELECT $1, $2", [b"text", b"\x00\x01"], 2, 2), (
+        f"psycopg {version('psycopg')} converts queries otherwise: look at statements.py, _queue"
+    )
+
+
+@pytest.mark.parametrize(
+    ("constant", "placeholders", "words"),
+    [
+        ("SELECT_SQL", 0, "from checkpoints"),
+        ("SELECT_PENDING_SENDS_SQL", 2, "from checkpoint_writes"),
+        ("UPSERT_CHECKPOINT_BLOBS_SQL", 6, "do nothing"),
+        ("UPSERT_CHECKPOINTS_SQL", 6, "do update"),
+        ("UPSERT_CHECKPOINT_WRITES_SQL", 9, "do update"),
+        ("INSERT_CHECKPOINT_WRITES_SQL", 9, "do nothing"),
+    ],
+)
+def test_sql_of_the_saver(constant: str, placeholders: int, words: str) -> None:
+    """The statements take what saver.py gives, and may be repeated by the rules of retries.py."""
+    statement = getattr(AsyncPostgresSaver, constant, "")
+    found = (statement.count("%s"), words in statement.lower())
+    assert found == (placeholders, True), (
+        f"langgraph-checkpoint-postgres {version('langgraph-checkpoint-postgres')} changed "
+        f"{constant}: look at saver.py and at RULES in retries.py, whether it still may be repeated"
+    )
+
+
+@pytest.mark.parametrize(
+    "method", ["setup", "aget_tuple", "adelete_thread", "aprune", "aget_delta_channel_history"]
+)
+def test_the_savers_statements_go_through_its_cursor(method: str) -> None:
+    """Overriding _cursor is enough to take the lock from what lghard inherits."""
+    source = inspect.getsource(getattr(AsyncPostgresSaver, method))
+    assert ("self._cursor(" in source, "self.lock" in source) == (True, False), (
+        f"langgraph-checkpoint-postgres {version('langgraph-checkpoint-postgres')}: {method} "
+        "does not go through self._cursor() alone any more: look at saver.py, _cursor"
+    )
