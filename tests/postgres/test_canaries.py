@@ -148,13 +148,6 @@ LEANINGS += [
         "statements.py, _complete",
         "it reads the results of one command of the pipeline",
     ),
-    Leaning(
-        "psycopg",
-        "psycopg:AsyncConnection.wait",
-        "async (self, gen, interval=0.1, timeout=None)",
-        "statements.py, _send",
-        "it drives our generator, and handles cancellation",
-    ),
 ]
 LEANINGS += [
     Leaning(
@@ -270,6 +263,7 @@ async def test_attribute_of_a_pool(attribute: str, kind: type, used_by: str) -> 
     ("attribute", "used_by"),
     [
         ("lock", "statements.py, _send"),
+        ("wait", "statements.py, _send"),
         ("prepare_threshold", "statements.py, _queue"),
         ("pgconn.backend_pid", "retries.py, Operation.connection"),
         ("pgconn.socket", "liveness.py, look"),

@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from packaging.version import Version
 from psycopg import AsyncConnection, Notify
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import ConnStatus
@@ -29,6 +31,9 @@ Kill = Callable[..., Awaitable[None]]
 Connect = Callable[..., Awaitable[AsyncConnection[Any]]]
 
 FOR_EVER = 600.0
+PSYCOPG_SWALLOWS_CANCELLATION = sys.version_info < (3, 12) and Version(
+    psycopg.__version__
+) < Version("3.3.6")
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
@@ -328,6 +333,9 @@ async def test_cancelled_ping_through_a_blackhole_does_not_wait(
     assert done == {pinging}
 
 
+@pytest.mark.xfail(
+    PSYCOPG_SWALLOWS_CANCELLATION, reason="wait_for in psycopg before 3.3.6, on Python 3.11"
+)
 @pytest.mark.parametrize("steps", range(8))
 async def test_ping_cancelled_at_any_step(connect: Connect, conninfo: str, steps: int) -> None:
     """Wherever the cancellation strikes, the ping ends, and its connection is whole or closed."""

@@ -415,6 +415,23 @@ async def test_opening_twice_changes_nothing(
                 assert [conn.info.backend_pid] == before
 
 
+@pytest.mark.xfail(strict=True, reason="check() is upstream's, which knows no deadline")
+async def test_check_of_the_whole_pool_is_bounded(
+    breakable_postgres: TemporaryPostgres, conninfo: str
+) -> None:
+    """pool.check() gives up on a server that does not answer, and replaces its connection."""
+    async with opened(conninfo, 2) as pool:
+        pool.ping_timeout = 0.1
+        silent, alive = pids(pool)
+        async with frozen(breakable_postgres, silent):
+            checking = asyncio.create_task(pool.check())
+            done, _ = await asyncio.wait({checking}, timeout=1)
+        await checking
+        assert done == {checking}
+        assert await works(pool)
+        assert alive in pids(pool)
+
+
 # The check callback
 
 
@@ -658,6 +675,26 @@ async def test_close_closes_what_a_sweep_was_asking(
     was_closed = asked.closed
     await asked.close()
     assert was_closed
+
+
+@pytest.mark.xfail(strict=True, reason="a cancelled ping waits up to ten seconds for the server")
+async def test_close_does_not_wait_for_a_silent_suspect(
+    breakable_postgres: TemporaryPostgres, kill: Kill, until: Until, conninfo: str
+) -> None:
+    """Closing does not take the time of a ping that nobody needs the answer of."""
+    async with opened(conninfo, 2) as pool:
+        pool.ping_timeout = 60
+        dead, suspect = pids(pool)
+        asked = pool._pool[1]
+        await notify(breakable_postgres, asked, until)
+        await kill(breakable_postgres, dead)
+        async with frozen(breakable_postgres, suspect):
+            assert await works(pool)
+            closing = asyncio.create_task(pool.close())
+            done, _ = await asyncio.wait({closing}, timeout=2)
+        await closing
+    await asked.close()
+    assert done == {closing}
 
 
 @pytest.mark.xfail(strict=True, reason="close needs what only _open makes")
