@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,9 @@ except ModuleNotFoundError as error:
     error.add_note("lghard.testing needs its extra: pip install 'lghard[testing]'")
     raise
 
+_VANISHED = (psutil.Error, OSError)
+"""What psutil raises about a process that ends while it is looked at; OSError is an oversight."""
+
 __all__ = ["ReapedDirectory", "reaped_directory"]
 
 _REGISTER = ".reaper.jsonl"
@@ -45,6 +49,7 @@ _DEAF = 'trap "" HUP INT QUIT TERM; exec "$@"'
 stay ignored over an exec, so there is not even a moment in which the signal would do harm."""
 _WATCH_INTERVAL = 0.2
 _POLL_INTERVAL = 0.01
+_ATTEMPTS = 3
 _ORPHANS_GRACE = 1.0
 _LAST_WORD = 5.0
 """Seconds for a process to vanish after SIGKILL, and for its folder to become removable."""
@@ -141,7 +146,7 @@ class ReapedDirectory:
             directory.register(int(pid_file.read_text()))
             ```
         """
-        with suppress(psutil.NoSuchProcess):
+        with suppress(*_VANISHED):
             created = psutil.Process(pid).create_time()
             self._write({"pid": pid, "created": created, "stop_signal": int(stop_signal)})
 
@@ -268,7 +273,7 @@ def _registered(path: Path) -> list[_Entry]:
     """Return the registered processes that still exist and are still the same."""
     entries = []
     for entry in _read(path):
-        with suppress(psutil.NoSuchProcess, KeyError):
+        with suppress(*_VANISHED, KeyError):
             process = psutil.Process(entry["pid"])
             moved = abs(process.create_time() - entry["created"])
             if moved < _CLOCK_TOLERANCE and process.pid != os.getpid():
@@ -279,7 +284,7 @@ def _registered(path: Path) -> list[_Entry]:
 def _with_children(entries: Iterable[_Entry]) -> set[psutil.Process]:
     processes = set()
     for entry in entries:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(*_VANISHED):
             processes |= {entry.process, *entry.process.children(recursive=True)}
     return processes
 
@@ -292,27 +297,33 @@ def _strays(path: Path) -> set[psutil.Process]:
     """
     programs = {entry["program"] for entry in _read(path) if "program" in entry}
     folder = path.resolve()
-    spared = {psutil.Process(), *psutil.Process().parents()}
-    return {
-        process
-        for process in psutil.process_iter(["exe", "cwd"])
-        if process.info["exe"] in programs
-        and folder in [(cwd := Path(process.info["cwd"] or "/")), *cwd.parents]
-        and process not in spared
-    }
+    strays = set()
+    for process in psutil.process_iter():
+        with suppress(*_VANISHED):
+            if process.exe() in programs and Path(process.cwd()).is_relative_to(folder):
+                strays.add(process)
+    return strays - {psutil.Process(), *_ancestors(psutil.Process())}
+
+
+def _ancestors(process: psutil.Process) -> set[psutil.Process]:
+    # Seen from the reaper, the first of them is just about to vanish.
+    try:
+        return set(process.parents())
+    except _VANISHED:
+        return set()
 
 
 def _alive(process: psutil.Process) -> bool:
     # A zombie only waits for its parent, which in a container may be one that never waits.
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+    except _VANISHED:
         return False
 
 
 def _signal(processes: Iterable[psutil.Process], number: int) -> None:
     for process in processes:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(*_VANISHED):
             process.send_signal(number)
 
 
@@ -381,8 +392,15 @@ def _watch(parent: int) -> bool:
 
 
 def _main(path: str, parent: str, grace: str) -> None:
-    if _watch(int(parent)):
-        _clear(Path(path), float(grace))
+    if not _watch(int(parent)):
+        return
+    for _ in range(_ATTEMPTS):
+        try:
+            _clear(Path(path), float(grace))
+        except Exception:  # whatever it was: nobody else is left to do it
+            traceback.print_exc()
+        else:
+            break
 
 
 if __name__ == "__main__":

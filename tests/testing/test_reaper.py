@@ -204,6 +204,20 @@ def test_sigkill_leaves_nothing() -> None:
     assert_nothing_left(path, pids)
 
 
+def test_many_that_are_killed_at_once_leave_nothing() -> None:
+    """Processes that vanish while others look around do not disturb those that clean up."""
+    scripts = [Script(HOLD) for _ in range(8)]
+    reports = [script.report() for script in scripts]
+
+    for script in scripts:
+        script.process.kill()
+    for script in scripts:
+        script.end()
+
+    for path, pids in reports:
+        assert_nothing_left(path, pids)
+
+
 def test_a_signal_to_everything_leaves_nothing() -> None:
     """What asks the whole run to stop does not stop the clean-up."""
     script = Script(HOLD)
