@@ -162,7 +162,8 @@ class Cluster:
         """Stop the postmaster in one of its three ways, and wait until it is gone."""
         if self._postmaster is None or not self.running:
             return
-        self.thaw()  # a frozen process would never hear that it shall stop
+        with suppress(psutil.NoSuchProcess):
+            self.thaw()  # a frozen process would never hear that it shall stop
         self._postmaster.send_signal(_SIGNALS[mode])
         if not _ended(self._postmaster):
             raise TimeoutError(
@@ -329,6 +330,10 @@ def _suspend(process: psutil.Process) -> None:
     """Suspend a process, and wait until it really stands still."""
     with suppress(psutil.NoSuchProcess):
         process.suspend()
-        deadline = time.monotonic() + _TIMEOUT
-        if not poll(lambda: _frozen(process) or not process.is_running(), deadline):
+        if not poll(lambda: _still(process), time.monotonic() + _TIMEOUT):
             raise TimeoutError(f"process {process.pid} did not stop within {_TIMEOUT:.0f} s")
+
+
+def _still(process: psutil.Process) -> bool:
+    # A child that has ended stays a zombie for as long as its postmaster is frozen.
+    return process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}

@@ -7,6 +7,7 @@ import os
 import pwd
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -217,6 +218,19 @@ def test_a_frozen_server_answers_once_it_is_thawed(
         server.thaw()
 
         assert (answer(conn), answer(neighbour)) == (b"late", b"too")
+
+
+def test_a_backend_that_ends_meanwhile_does_not_delay_freezing(server: TemporaryPostgres) -> None:
+    """A backend that ended while nobody could wait for it counts as standing still."""
+    with connect(server.conninfo) as conn:
+        pid = conn.info.backend_pid
+        os.kill(server.pid, signal.SIGSTOP)
+    until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+    server.freeze()
+
+    server.thaw()
+    until(lambda: not psutil.pid_exists(pid))
 
 
 def test_a_frozen_server_can_be_restarted(server: TemporaryPostgres) -> None:
