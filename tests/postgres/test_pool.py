@@ -421,11 +421,11 @@ async def test_check_of_the_whole_pool_is_bounded(
 ) -> None:
     """pool.check() gives up on a server that does not answer, and replaces its connection."""
     async with opened(conninfo, 2) as pool:
-        pool.ping_timeout = 0.1
+        pool.ping_timeout = 0.5
         silent, alive = pids(pool)
         async with frozen(breakable_postgres, silent):
             checking = asyncio.create_task(pool.check())
-            done, _ = await asyncio.wait({checking}, timeout=1)
+            done, _ = await asyncio.wait({checking}, timeout=2)
         await checking
         assert done == {checking}
         assert await works(pool)
@@ -1112,7 +1112,7 @@ async def test_failed_open_leaves_nothing(
     conninfo = make_conninfo(breakable_postgres.conninfo, application_name=name)
     error = await refused(conninfo, **failure)
     assert asyncio.all_tasks() == tasks
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(3):
         await until(lambda: not backends_of(breakable_postgres, name))
     assert error
 
