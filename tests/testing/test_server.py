@@ -62,12 +62,9 @@ def test_two_servers_at_once_share_nothing(server: LangGraphServer, tmp_path: Pa
         assert mark.exists()
 
 
-def test_stop_and_start_keep_url_and_threads() -> None:
-    """A restarted server is where it was and knows what it knew."""
-    with (
-        langgraph_server(GRAPHS, directory=HERE) as server,
-        get_sync_client(url=server.url) as client,
-    ):
+def test_stop_and_start_keep_url_and_threads(server: LangGraphServer) -> None:
+    """A restarted server is where it was and knows what it knew; a killed one is gone at once."""
+    with get_sync_client(url=server.url) as client:
         url, thread_id = server.url, client.threads.create()["thread_id"]
         server.stop()
         assert repr(server) == f"<LangGraphServer {url}, stopped>"
@@ -97,22 +94,28 @@ def test_server_that_is_too_slow_says_so() -> None:
         pass
 
 
-def test_nothing_survives_a_killed_parent() -> None:
+def test_nothing_survives_a_parent_killed_during_the_start() -> None:
     """After a SIGKILL of the test process, the server and its folder go away by themselves."""
     script = (
         "from lghard.testing import langgraph_server\n"
-        f"with langgraph_server({GRAPHS!r}, directory={str(HERE)!r}) as server:\n"
-        "    print(server.pid, flush=True); input()\n"
+        f"with langgraph_server({GRAPHS!r}, directory={str(HERE)!r}): pass\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as parent:
-        assert parent.stdout
-        process = psutil.Process(int(parent.stdout.readline()))
-        folder, children = Path(process.cwd()), process.children(recursive=True)
+    with subprocess.Popen([sys.executable, "-c", script]) as parent:
+        server = started_by(parent)
+        folder = Path(server.cwd())
         parent.kill()
-    assert psutil.wait_procs([process, *children], timeout=10)[1] == []
+    assert psutil.wait_procs([server], timeout=10)[1] == []
     deadline = time.monotonic() + 10
     while folder.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not folder.exists()
+
+
+def started_by(parent: "subprocess.Popen[bytes]") -> psutil.Process:
+    """Poll until the process has started a LangGraph server, and return that."""
+    while parent.poll() is None:
+        for child in psutil.Process(parent.pid).children():
+            if "langgraph_cli" in child.cmdline():
+                return child
+        time.sleep(0.01)
+    pytest.fail("it ended without having started a server")
