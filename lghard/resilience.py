@@ -6,6 +6,8 @@ stands in the table of `lghard.postgres.retries`.
 
 from tenacity.wait import wait_base, wait_random_exponential
 
+from lghard.errors import LghardError
+
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT_SQLSTATES = frozenset(
     {
@@ -39,10 +41,10 @@ def is_transient(error: BaseException) -> bool:
     import psycopg  # noqa: PLC0415 - the SDK's side of this module must work without libpq
     import psycopg_pool  # noqa: PLC0415
 
-    if not isinstance(error, psycopg.OperationalError):
-        return False
-    if error.sqlstate:
+    if isinstance(error, psycopg.Error) and error.sqlstate:
         return is_transient_sqlstate(error.sqlstate)
+    if isinstance(error, LghardError) or not isinstance(error, psycopg.OperationalError):
+        return False
     if isinstance(error, psycopg_pool.PoolTimeout):
         return error.__cause__ is not None and is_transient(error.__cause__)
     permanent = (

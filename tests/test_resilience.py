@@ -10,7 +10,7 @@ from psycopg import AsyncConnection, errors
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from tenacity import AsyncRetrying, RetryCallState
 
-from lghard.postgres.pool import PoolOpenError
+from lghard.postgres.opening import PoolOpenError
 from lghard.resilience import TRANSIENT_SQLSTATES, backoff, is_transient, is_transient_sqlstate
 from lghard.testing import TemporaryPostgres
 
@@ -42,20 +42,7 @@ def test_permanent_sqlstates(sqlstate: str) -> None:
     assert is_transient(errors.lookup(sqlstate)("message")) is False
 
 
-@pytest.mark.parametrize(
-    "sqlstate",
-    [
-        pytest.param(
-            sqlstate,
-            marks=pytest.mark.xfail(
-                sqlstate.startswith("25"),
-                strict=True,
-                reason="psycopg's class 25 is InternalError, which is_transient leaves out",
-            ),
-        )
-        for sqlstate in sorted(TRANSIENT_SQLSTATES)
-    ],
-)
+@pytest.mark.parametrize("sqlstate", sorted(TRANSIENT_SQLSTATES))
 def test_each_transient_sqlstate_is_transient_as_psycopg_raises_it(sqlstate: str) -> None:
     """No code of the table is lost on the way through psycopg's class hierarchy."""
     assert is_transient(errors.lookup(sqlstate)("message")) is True
@@ -84,7 +71,6 @@ async def test_terminated_backend(lghard_postgres: TemporaryPostgres) -> None:
     assert (is_transient(last_words.value), is_transient(silence.value)) == (True, True)
 
 
-@pytest.mark.xfail(strict=True, reason="ReadOnlySqlTransaction is psycopg's InternalError")
 async def test_write_to_a_read_only_server(lghard_postgres: TemporaryPostgres) -> None:
     """A server that became a standby refuses writes, until the pool reaches the new primary."""
     async with await AsyncConnection.connect(lghard_postgres.conninfo, autocommit=True) as conn:
@@ -153,7 +139,6 @@ def test_full_waiting_queue() -> None:
     assert is_transient(TooManyRequests("the pool has already 9 requests waiting")) is False
 
 
-@pytest.mark.xfail(strict=True, reason="PoolOpenError is an OperationalError without a SQLSTATE")
 def test_pool_that_could_not_be_opened() -> None:
     """PoolOpenError has waited already, and what a wrong password needs is a correction."""
     assert is_transient(PoolOpenError("password authentication failed")) is False

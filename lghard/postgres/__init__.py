@@ -9,7 +9,8 @@ except ImportError as error:
     ) from error
 
 # Bound eagerly: the LangGraph server looks a checkpointer's path up in this module's __dict__.
-from lghard.postgres.pool import ManagedPool, PoolOpenError, open_pool
+from lghard.postgres.opening import PoolOpenError, open_pool
+from lghard.postgres.pool import ManagedPool
 from lghard.postgres.saver import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres.settings import PoolSettings
 

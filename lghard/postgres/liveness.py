@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -65,24 +66,35 @@ def _readable(fd: int) -> bool:
 async def ping(conn: psycopg.AsyncConnection[Any], timeout: float) -> bool:
     """Whether the server answers an empty query on `conn` within `timeout` seconds.
 
-    A connection that does not is left broken. Cancellation is honoured and leaves it usable or
-    broken, never in between.
+    A connection that does not is left broken. Cancellation is honoured at once, and leaves it
+    usable or broken, never in between.
     """
+    # In a task of its own: psycopg, when it is cancelled, asks the server to cancel the query, and
+    # waits up to ten seconds for a server that may be the very thing that does not answer.
+    question = asyncio.create_task(AsyncConnectionPool.check_connection(conn))
     try:
-        with abort_after(conn, timeout):
-            await AsyncConnectionPool.check_connection(conn)
-    except psycopg.Error:
-        conn.pgconn.finish()
-        return False
-    return True
+        await asyncio.wait({question}, timeout=timeout)
+    finally:
+        answered = question.done() and question.exception() is None
+        if not answered:
+            question.add_done_callback(partial(_give_up, conn))
+            abort(conn)
+            await asyncio.wait({question})
+            conn.pgconn.finish()
+    return answered
+
+
+def _give_up(conn: psycopg.AsyncConnection[Any], question: asyncio.Task[None]) -> None:
+    conn.pgconn.finish()
+    if not question.cancelled():
+        question.exception()  # asyncio reports an exception that nobody has looked at
 
 
 @contextmanager
 def abort_after(conn: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
     """Whatever waits on `conn` inside this block gives up after `seconds`, as on a lost connection.
 
-    `asyncio.timeout` is no bound here: cancelled, psycopg asks the server to cancel the query and
-    waits up to ten seconds for a server that may be the very thing that does not answer.
+    `asyncio.timeout` is no bound here: a cancelled query waits for the server, see `ping`.
     """
     timer = asyncio.get_running_loop().call_later(seconds, abort, conn)
     try:

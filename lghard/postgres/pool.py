@@ -2,37 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from time import monotonic
-from typing import Any, TypedDict, Unpack
+from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg import AsyncConnection
-from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from psycopg_pool.abc import ACT, AsyncConnectFailedCB, AsyncConnectionCB
+from psycopg_pool.abc import ACT
 from psycopg_pool.base import AttemptWithBackoff
-from psycopg_pool.pool_async import AddConnection
-from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
+from psycopg_pool.pool_async import AddConnection, ReturnConnection
 from typing_extensions import override
 
-from lghard.errors import LghardError
-from lghard.postgres.liveness import Pulse, look, ping
-from lghard.postgres.settings import PoolSettings, parse_conninfo
-from lghard.resilience import backoff, is_transient
+from lghard.postgres.liveness import Pulse, abort, look, ping
 
 logger = logging.getLogger("lghard.postgres")
-
-
-class PoolOpenError(LghardError, psycopg.OperationalError):
-    """The pool could not be opened: the message says where, why and what to do next.
-
-    It shows host, port, database, user and the server's own words, never the password.
-    """
-
-    __module__ = "lghard"
 
 
 class Reconnect(AttemptWithBackoff):
@@ -61,7 +45,9 @@ class ManagedPool(AsyncConnectionPool[ACT]):
       `check=` waits 1, 2, 4, 8, … seconds between unrelated ones. A `check` callback is still
       called, and sees only connections that passed.
     - A connection idle for longer than `ping_after` answers an empty query first, within
-      `ping_timeout`.
+      `ping_timeout`. `check()` asks all idle connections at once, and within that time.
+    - A cancellation is honoured on Python 3.11 too, and who has stopped waiting no longer counts
+      as waiting.
     - Reconnecting starts after 0.05 s and slows down to 1 s, where upstream starts at 1 s and
       doubles without a bound.
     - A `PoolTimeout` has the last connection error as its cause, if there is one.
@@ -81,20 +67,24 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     _connect_error: Exception | None = None
     _connecting: int = 0
+    _asked: Mapping[asyncio.Task[bool], ACT] = MappingProxyType({})
 
     @override
     def _open(self) -> None:
+        if self._closed and not self._opened:
+            self._idle_since: WeakKeyDictionary[ACT, float] = WeakKeyDictionary()
+            self._asked = self._questions = dict[asyncio.Task[bool], ACT]()
         super()._open()
-        self._idle_since: WeakKeyDictionary[ACT, float] = WeakKeyDictionary()
-        self._readmissions: set[asyncio.Task[None]] = set()
 
     @override
     async def close(self, timeout: float = 5.0) -> None:
         """As upstream."""
+        asked = dict(self._asked)
+        for conn in asked.values():
+            abort(conn)
         await super().close(timeout)
-        for task in self._readmissions:
-            task.cancel()
-        await asyncio.gather(*self._readmissions, return_exceptions=True)
+        if asked:
+            await asyncio.wait(asked)
 
     @override
     async def getconn(self, timeout: float | None = None) -> ACT:
@@ -108,9 +98,11 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     def _obstacle(self) -> Exception | None:
         """What keeps the pool from connecting, if anything does."""
-        if self._connecting and not self._connect_error:
+        if self._connect_error:
+            return self._connect_error
+        if self._connecting or self._asked:
             return psycopg.errors.ConnectionTimeout("the server has not answered yet")
-        return self._connect_error
+        return None
 
     def _advice(self, obstacle: Exception | None) -> str:
         if obstacle:
@@ -124,53 +116,104 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     async def _getconn_unchecked(self, timeout: float) -> ACT:
         deadline = monotonic() + timeout
         while True:
-            conn = await super()._getconn_unchecked(deadline - monotonic())
-            try:
-                alive = await self._is_alive(conn)
-            except BaseException:
-                await self._putconn(conn, from_getconn=True)
-                raise
-            if alive:
+            self._check_open_getconn()
+            conn = await self._next(deadline - monotonic())
+            pulse = self._pulse(conn)
+            if pulse is Pulse.ALIVE:
                 return conn
-            await self._putconn(conn, from_getconn=True)
+            if pulse is Pulse.SUSPECT and await self._answers(conn, deadline - monotonic()):
+                return conn
+            conn._pool = None
+            self._replace(conn)
             await self._sweep()
 
-    async def _is_alive(self, conn: ACT) -> bool:
+    async def _next(self, timeout: float) -> ACT:
+        """Upstream's next connection, without upstream's loss of cancellations and waiters."""
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
+        try:
+            conn = await super()._getconn_unchecked(timeout)
+        except BaseException:
+            self._forget_waiters()
+            raise
+        if task and task.cancelling() > cancelled:
+            # asyncio.wait_for of Python 3.11 drops a cancellation that meets its result.
+            self._put_back(conn)
+            raise asyncio.CancelledError
+        return conn
+
+    def _forget_waiters(self) -> None:
+        """Those who have given up count against max_waiting until a connection comes back."""
+        for waiter in [waiter for waiter in self._waiting if waiter.error]:
+            self._waiting.remove(waiter)
+
+    def _pulse(self, conn: ACT) -> Pulse:
         pulse = look(conn)
-        if pulse is Pulse.ALIVE and self._idle_time(conn) < self.ping_after:
-            return True
-        if pulse is Pulse.DEAD:
-            conn.pgconn.finish()
-            return False
-        return await ping(conn, self.ping_timeout)
+        if pulse is Pulse.ALIVE and self._idle_time(conn) >= self.ping_after:
+            return Pulse.SUSPECT
+        return pulse
 
     def _idle_time(self, conn: ACT) -> float:
         return monotonic() - self._idle_since.get(conn, 0.0)
+
+    async def _answers(self, conn: ACT, timeout: float) -> bool:
+        """Ask the server. Whoever stops waiting for the answer leaves `conn` to the pool."""
+        question = self._ask(conn)
+        try:
+            await asyncio.wait({question}, timeout=max(0.0, timeout))
+        except asyncio.CancelledError:
+            self._put_back_when_answered(conn, question)
+            raise
+        if not question.done():
+            self._put_back_when_answered(conn, question)
+            raise PoolTimeout
+        return question.result()
+
+    def _ask(self, conn: ACT) -> asyncio.Task[bool]:
+        question = asyncio.create_task(ping(conn, self.ping_timeout))
+        self._questions[question] = conn
+        question.add_done_callback(self._questions.pop)
+        return question
+
+    def _put_back_when_answered(self, conn: ACT, question: asyncio.Task[bool]) -> None:
+        question.add_done_callback(lambda _: self._put_back(conn))
+
+    def _put_back(self, conn: ACT) -> None:
+        """Return `conn` in whatever state, without a wait in which the caller can be cancelled."""
+        if self._closed:
+            conn.pgconn.finish()
+        else:
+            self.run_task(PutBack(self, conn, from_getconn=True))
 
     async def _sweep(self) -> None:
         """Replace the dead among the idle connections, all at once.
 
         Whatever killed one connection (a restart, a failover, a proxy's idle timeout) has usually
         killed its siblings too. Healthy ones never leave the pool; suspects are asked in parallel,
-        by tasks of their own: a borrower that is cancelled must not lose them.
+        and come back when they have answered.
         """
         async with self._lock:
-            idle = [(conn, look(conn)) for conn in self._pool]
+            idle = [(conn, self._pulse(conn)) for conn in self._pool]
             self._pool.clear()
             self._pool.extend(conn for conn, pulse in idle if pulse is Pulse.ALIVE)
         for conn, pulse in idle:
             if pulse is Pulse.DEAD:
                 self._replace(conn)
             elif pulse is Pulse.SUSPECT:
-                task = asyncio.create_task(self._readmit(conn))
-                self._readmissions.add(task)
-                task.add_done_callback(self._readmissions.discard)
+                self._put_back_when_answered(conn, self._ask(conn))
 
-    async def _readmit(self, conn: ACT) -> None:
-        if await ping(conn, self.ping_timeout):
-            await self._add_to_pool(conn)
-        else:
-            self._replace(conn)
+    @override
+    async def check(self) -> None:
+        """As upstream, but all connections at once, and within `ping_timeout`."""
+        async with self._lock:
+            idle = list(self._pool)
+            self._pool.clear()
+            self._maybe_grow_pool()
+        questions = [self._ask(conn) for conn in idle]
+        for conn, question in zip(idle, questions, strict=True):
+            self._put_back_when_answered(conn, question)
+        if questions:
+            await asyncio.wait(questions)
 
     def _replace(self, conn: ACT) -> None:
         conn.pgconn.finish()
@@ -203,163 +246,13 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         await super()._add_connection(attempt, growing=growing)
 
 
-class PoolOverrides(TypedDict, total=False):
-    """What `open_pool` takes by keyword: fields of `PoolSettings`, and arguments of the pool."""
+class PutBack(ReturnConnection):
+    """Return a connection to the pool, or close it if the pool has been closed meanwhile."""
 
-    min_size: int
-    max_size: int
-    timeout: float
-    open_timeout: float
-    connect_timeout: int
-    max_idle: float
-    max_lifetime: float
-    ping_after: float
-    ping_timeout: float
-    kwargs: dict[str, Any]
-    configure: AsyncConnectionCB[AsyncConnection[DictRow]]
-    check: AsyncConnectionCB[AsyncConnection[DictRow]]
-    reset: AsyncConnectionCB[AsyncConnection[DictRow]]
-    name: str
-    max_waiting: int
-    reconnect_timeout: float
-    reconnect_failed: AsyncConnectFailedCB
-    num_workers: int
-
-
-@asynccontextmanager
-async def open_pool(
-    conninfo: str | None = None,
-    *,
-    settings: PoolSettings | None = None,
-    **overrides: Unpack[PoolOverrides],
-) -> AsyncIterator[ManagedPool[AsyncConnection[DictRow]]]:
-    """Open a pool that is ready for checkpointing, and close it at the end of the block.
-
-    It sets what checkpointing needs (autocommit, `dict_row`), keepalives that notice a vanished
-    server, and an `application_name` of host and process id; what `conninfo` or `kwargs` say
-    themselves is kept. It verifies at once that the database can be reached.
-
-    Args:
-        conninfo: libpq conninfo or URI; by default from the environment, see `PoolSettings`.
-        settings: sizes and deadlines; by default from the environment.
-        overrides: fields of `PoolSettings` that win over `settings`, and further arguments of
-            `AsyncConnectionPool`. All durations are seconds.
-
-    Raises:
-        PoolOpenError: the database cannot be reached or refuses within `open_timeout`; nothing is
-            left open. A wrong password or a missing database is reported at once, a server that
-            is still starting is waited for.
-        ValueError: no conninfo anywhere, or `kwargs` that would break checkpointing.
-
-    Example:
-        >>> async with open_pool("postgresql://localhost/app", max_size=4) as pool:
-        ...     async with pool.connection() as conn:
-        ...         await conn.execute("SELECT 1")
-    """
-    settings, arguments = _merge(conninfo, settings, overrides)
-    pool = _build(settings, arguments)
-    await _verify(pool, settings)
-    try:
-        await _fill(pool, settings)
-        yield pool
-    finally:
-        await pool.close()
-
-
-def _merge(
-    conninfo: str | None, settings: PoolSettings | None, overrides: PoolOverrides
-) -> tuple[PoolSettings, dict[str, Any]]:
-    fields = {} if settings is None else settings.model_dump()
-    if conninfo is not None:
-        fields["conninfo"] = conninfo
-    arguments: dict[str, Any] = dict(overrides)
-    for name in PoolSettings.model_fields.keys() & arguments.keys():
-        fields[name] = arguments.pop(name)
-    return PoolSettings(**fields), arguments
-
-
-def _build(
-    settings: PoolSettings, arguments: dict[str, Any]
-) -> ManagedPool[AsyncConnection[DictRow]]:
-    given: dict[str, Any] = arguments.pop("kwargs", {})
-    if not given.get("autocommit", True):
-        raise ValueError(
-            "a checkpointer's pool needs autocommit: LangGraph never commits, and setup() creates "
-            "indexes concurrently, which Postgres refuses inside a transaction; leave it out of "
-            "kwargs, and use conn.transaction() where you want one"
-        )
-    ours = {"autocommit": True, "row_factory": dict_row, **settings.connection_parameters()}
-    pool = ManagedPool[AsyncConnection[DictRow]](
-        settings.conninfo.get_secret_value(),
-        kwargs={**ours, **given},
-        open=False,
-        **settings.model_dump(
-            include={"min_size", "max_size", "timeout", "max_idle", "max_lifetime"}
-        ),
-        **arguments,
-    )
-    pool.ping_after, pool.ping_timeout = settings.ping_after, settings.ping_timeout
-    return pool
-
-
-async def _verify(pool: ManagedPool[AsyncConnection[DictRow]], settings: PoolSettings) -> None:
-    """Connect once, waiting for a server that starts, before anything is opened."""
-    retrying = AsyncRetrying(
-        stop=stop_before_delay(settings.open_timeout),
-        wait=backoff(first=0.05, longest=1.0),
-        retry=retry_if_exception(lambda error: is_transient(error) and not _is_refusal(error)),
-        reraise=True,
-    )
-    try:
-        async with asyncio.timeout(settings.open_timeout):
-            conn: AsyncConnection[DictRow] = await retrying(pool._connect)
-    except (psycopg.Error, TimeoutError) as error:
-        raise _open_error(settings, pool._connect_error or error) from error
-    await conn.close()
-
-
-async def _fill(pool: ManagedPool[AsyncConnection[DictRow]], settings: PoolSettings) -> None:
-    try:
-        await pool.open(wait=True, timeout=settings.open_timeout)
-    except PoolTimeout as error:
-        raise _open_error(settings, pool._connect_error or error) from error
-
-
-# A failed connection attempt has no SQLSTATE, only the server's words. They are English unless
-# lc_messages says otherwise; then a refusal is retried until open_timeout, and nothing worse.
-_NEXT_STEPS = {
-    "authentication failed": "check user and password",
-    "no password supplied": "put the password into the conninfo, PGPASSWORD or ~/.pgpass",
-    "does not exist": "check database and user: CREATE DATABASE, or correct the conninfo",
-    "pg_hba.conf": "allow this client in the server's pg_hba.conf, or add sslmode=require",
-    "not permitted to log in": "GRANT the role LOGIN, or use another one",
-    "too many clients": "lower max_size, or raise max_connections on the server",
-    "remaining connection slots": "lower max_size, or raise max_connections on the server",
-    "Connection refused": "is the server running, and does it listen on this port?",
-    "could not translate host name": "check the host name in the conninfo",
-    "resolve": "check the host name in the conninfo",
-    "timeout": "is the host reachable from here (firewall, security group)?",
-}
-_REFUSALS = tuple(_NEXT_STEPS)[:5]
-
-
-def _is_refusal(error: BaseException) -> bool:
-    return any(words in str(error) for words in _REFUSALS)
-
-
-def _open_error(settings: PoolSettings, error: BaseException) -> PoolOpenError:
-    words = str(error).strip() or f"no answer within {settings.open_timeout:.1f} s"
-    steps = [step for part, step in _NEXT_STEPS.items() if part in words]
-    where = _describe(parse_conninfo(settings.conninfo.get_secret_value()))
-    return PoolOpenError(
-        f"cannot open a pool on {where}: {words}; "
-        f"next step: {steps[0] if steps else 'see what the server logged'}"
-    )
-
-
-def _describe(parameters: Mapping[str, str]) -> str:
-    host = parameters.get("hostaddr") or parameters.get("host") or "the default host"
-    port = parameters.get("port", "5432")
-    database = parameters.get("dbname", "the default database")
-    user = parameters.get("user", "the default user")
-    return f"{host}:{port}, database {database}, user {user}"
+    async def run(self) -> None:
+        """Upstream drops what it finds in the queue of a closed pool."""
+        pool = self.pool()
+        if pool and not pool.closed:
+            await super().run()
+        else:
+            self.conn.pgconn.finish()

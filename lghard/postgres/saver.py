@@ -25,7 +25,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
-from lghard.postgres.pool import PoolOverrides, open_pool
+from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.retries import Connection, Operation, Outage, current_operation
 from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement, send

@@ -88,7 +88,7 @@ class PoolSettings(BaseSettings):
         Sources: `keepalives*` and `tcp_user_timeout` in the libpq manual, section "Parameter Key
         Words". A vanished peer is noticed after 30 + 3 · 10 s of silence, or 30 s after data that
         nobody acknowledged (milliseconds in `tcp_user_timeout`); Linux defaults are two hours and
-        fifteen minutes. What the conninfo says itself is kept.
+        fifteen minutes. What the conninfo or libpq's environment (`PGAPPNAME`, …) says is kept.
         """
         ours: dict[str, str | int] = {
             "application_name": application_name(),
@@ -99,24 +99,46 @@ class PoolSettings(BaseSettings):
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
         }
-        given = parse_conninfo(self.conninfo.get_secret_value())
+        given = {**libpq_defaults(), **parse_conninfo(self.conninfo.get_secret_value())}
         return {name: value for name, value in ours.items() if name not in given}
+
+
+def libpq_defaults() -> dict[str, str]:
+    """What libpq takes for parameters that the conninfo leaves out, from its environment mostly."""
+    options = psycopg.pq.Conninfo.get_defaults()
+    return {option.keyword.decode(): option.val.decode() for option in options if option.val}
 
 
 def parse_conninfo(conninfo: str) -> dict[str, str]:
     """The parameters of a conninfo.
 
     Raises:
-        ValueError: when libpq cannot parse it. The message does not repeat it, nor libpq's words,
-            which quote the part that may be the password.
+        ValueError: when libpq cannot parse it, or reads a part of the password as something else.
+            The message does not repeat it, nor libpq's words, which quote the offending part.
     """
     try:
-        return {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
+        parameters = {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
     except psycopg.ProgrammingError:
+        parameters = None
+    if parameters is None or (_URI.match(conninfo) and _is_torn(parameters)):
         raise ValueError(
             "the conninfo is neither a postgresql:// URI nor a list of key=value pairs: "
             "special characters in a URI's user and password must be percent-encoded"
-        ) from None
+        )
+    return parameters
+
+
+def _is_torn(parameters: Mapping[str, str]) -> bool:
+    """Whether a password that was not percent-encoded has been torn apart.
+
+    libpq ends it at the first @ or /, and takes the rest for a host, a port or a database.
+    """
+    hosts = parameters.get("host", "").split(",")
+    return (
+        any("@" in host and not host.startswith("@/") for host in hosts)
+        or "@" in parameters.get("dbname", "")
+        or not re.fullmatch(r"[\d,]*", parameters.get("port", ""))
+    )
 
 
 def application_name() -> str:

@@ -5,7 +5,6 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,6 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from packaging.version import Version
 from psycopg import AsyncConnection, Notify
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import ConnStatus
@@ -31,9 +29,6 @@ Kill = Callable[..., Awaitable[None]]
 Connect = Callable[..., Awaitable[AsyncConnection[Any]]]
 
 FOR_EVER = 600.0
-PSYCOPG_SWALLOWS_CANCELLATION = sys.version_info < (3, 12) and Version(
-    psycopg.__version__
-) < Version("3.3.6")
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
@@ -286,9 +281,6 @@ async def test_ping_through_a_blackhole(connect: Connect, proxy: FaultProxy, con
     await check
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the timer of abort_after breaks a connection whose answer has arrived"
-)
 async def test_ping_tells_the_truth_when_answer_and_deadline_meet(
     connect: Connect, conninfo: str
 ) -> None:
@@ -314,9 +306,6 @@ async def test_cancelled_ping_of_a_slow_server(
     assert conn.closed or await answers(conn)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="psycopg first asks the server to cancel, for up to five seconds"
-)
 async def test_cancelled_ping_through_a_blackhole_does_not_wait(
     connect: Connect, proxy: FaultProxy, until: Until, conninfo: str
 ) -> None:
@@ -333,9 +322,6 @@ async def test_cancelled_ping_through_a_blackhole_does_not_wait(
     assert done == {pinging}
 
 
-@pytest.mark.xfail(
-    PSYCOPG_SWALLOWS_CANCELLATION, reason="wait_for in psycopg before 3.3.6, on Python 3.11"
-)
 @pytest.mark.parametrize("steps", range(8))
 async def test_ping_cancelled_at_any_step(connect: Connect, conninfo: str, steps: int) -> None:
     """Wherever the cancellation strikes, the ping ends, and its connection is whole or closed."""

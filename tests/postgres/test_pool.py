@@ -21,7 +21,8 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 import lghard
 from lghard.errors import LghardError
 from lghard.postgres.liveness import Pulse, abort, look
-from lghard.postgres.pool import ManagedPool, PoolOpenError, open_pool
+from lghard.postgres.opening import PoolOpenError, open_pool
+from lghard.postgres.pool import ManagedPool
 from lghard.postgres.settings import CONNINFO_VARIABLES, PoolSettings, application_name
 from lghard.testing import FaultProxy, TemporaryPostgres, temporary_postgres
 
@@ -365,9 +366,6 @@ async def test_one_forgotten_connection(proxy: FaultProxy, way: str, conninfo: s
         assert await works(pool)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only readable siblings are swept: silent ones are asked one by one"
-)
 async def test_many_forgotten_connections(proxy: FaultProxy, way: str, conninfo: str) -> None:
     """Connections that a firewall forgot together are found out together, not one by one."""
     async with forgotten(way, conninfo, proxy, 8) as pool:
@@ -375,7 +373,6 @@ async def test_many_forgotten_connections(proxy: FaultProxy, way: str, conninfo:
         assert await works(pool, timeout=1.5)
 
 
-@pytest.mark.xfail(strict=True, reason="a ping knows only ping_timeout, not the borrower's")
 async def test_a_borrowers_deadline_holds_for_the_ping(proxy: FaultProxy, way: str) -> None:
     """Who is ready to wait 0.1 s does not wait for a ping that may take longer."""
     async with opened(way, 1) as pool:
@@ -401,7 +398,6 @@ async def test_no_round_trip_within_the_bypass_window(
             assert [conn.info.backend_pid] == before
 
 
-@pytest.mark.xfail(strict=True, reason="_open forgets since when connections are idle")
 async def test_opening_twice_changes_nothing(
     breakable_postgres: TemporaryPostgres, conninfo: str
 ) -> None:
@@ -415,7 +411,6 @@ async def test_opening_twice_changes_nothing(
                 assert [conn.info.backend_pid] == before
 
 
-@pytest.mark.xfail(strict=True, reason="check() is upstream's, which knows no deadline")
 async def test_check_of_the_whole_pool_is_bounded(
     breakable_postgres: TemporaryPostgres, conninfo: str
 ) -> None:
@@ -551,7 +546,6 @@ async def test_borrower_cancelled_during_the_ping(
         assert await works(pool)
 
 
-@pytest.mark.xfail(strict=True, reason="_putconn awaits the pool's lock after the cancellation")
 async def test_borrower_cancelled_twice_during_the_ping(
     breakable_postgres: TemporaryPostgres, until: Until, conninfo: str
 ) -> None:
@@ -627,7 +621,6 @@ async def test_upstream_swallows_cancellation(conninfo: str) -> None:
         assert bool(await swallowed(pool, 24)) is SWALLOWS_CANCELLATION
 
 
-@pytest.mark.xfail(SWALLOWS_CANCELLATION, strict=True, reason="as upstream, on Python 3.11")
 async def test_cancelled_while_being_served(until: Until, conninfo: str) -> None:
     """Cancellation that meets the connection it waited for wins, and the connection stays."""
     async with opened(conninfo, 1) as pool:
@@ -655,7 +648,6 @@ async def test_close_ends_what_a_sweep_began(
     assert asyncio.all_tasks() == before
 
 
-@pytest.mark.xfail(strict=True, reason="a cancelled readmission drops its connection, still open")
 async def test_close_closes_what_a_sweep_was_asking(
     breakable_postgres: TemporaryPostgres, kill: Kill, until: Until, conninfo: str
 ) -> None:
@@ -677,7 +669,6 @@ async def test_close_closes_what_a_sweep_was_asking(
     assert was_closed
 
 
-@pytest.mark.xfail(strict=True, reason="a cancelled ping waits up to ten seconds for the server")
 async def test_close_does_not_wait_for_a_silent_suspect(
     breakable_postgres: TemporaryPostgres, kill: Kill, until: Until, conninfo: str
 ) -> None:
@@ -697,7 +688,6 @@ async def test_close_does_not_wait_for_a_silent_suspect(
     assert done == {closing}
 
 
-@pytest.mark.xfail(strict=True, reason="close needs what only _open makes")
 async def test_close_of_a_pool_that_was_never_opened() -> None:
     """Closing what was never opened is nothing, as upstream has it."""
     await AsyncConnectionPool(open=False).close()
@@ -724,7 +714,6 @@ async def test_waiting_borrower_hears_of_the_close(until: Until, conninfo: str) 
         assert conn.closed
 
 
-@pytest.mark.xfail(strict=True, reason="the loop of _getconn_unchecked never looks at _closed")
 async def test_pinging_borrower_hears_of_the_close(
     breakable_postgres: TemporaryPostgres, until: Until, conninfo: str
 ) -> None:
@@ -739,7 +728,6 @@ async def test_pinging_borrower_hears_of_the_close(
         assert isinstance(borrowing.exception(), PoolClosed)
 
 
-@pytest.mark.xfail(strict=True, reason="_readmit puts back what was drained meanwhile")
 async def test_drain_reaches_what_a_sweep_is_asking(
     breakable_postgres: TemporaryPostgres, kill: Kill, until: Until, conninfo: str
 ) -> None:
@@ -805,7 +793,6 @@ async def test_autocommit_cannot_be_switched_off(conninfo: str) -> None:
             pass
 
 
-@pytest.mark.xfail(strict=True, reason="_build asks None for autocommit")
 async def test_kwargs_of_none_are_none(conninfo: str) -> None:
     """Upstream's default for kwargs is accepted as such."""
     async with open_pool(conninfo, kwargs=None) as pool:
@@ -962,7 +949,6 @@ async def test_silent_host(breakable_postgres: TemporaryPostgres, proxy: FaultPr
     assert "no answer within 0.2 s" in str(error)
 
 
-@pytest.mark.xfail(strict=True, reason="the message of a TimeoutError has no 'timeout' in it")
 async def test_silent_host_has_a_next_step(
     breakable_postgres: TemporaryPostgres, proxy: FaultProxy
 ) -> None:
@@ -1009,7 +995,6 @@ async def test_too_many_clients_for_all_of_min_size(
     assert "too many clients" in str(error)
 
 
-@pytest.mark.xfail(strict=True, reason="_NEXT_STEPS does not know the limit of a role")
 async def test_too_many_connections_of_a_role(strict_postgres: TemporaryPostgres) -> None:
     """Managed databases limit roles, and their words have a next step, too."""
     conninfo = uri(strict_postgres, "single")
@@ -1027,7 +1012,6 @@ async def test_the_error_is_upstreams_and_ours() -> None:
     assert (type(error).__module__, lghard.PoolOpenError) == ("lghard", PoolOpenError)
 
 
-@pytest.mark.xfail(strict=True, reason="_open_error describes the conninfo alone")
 async def test_host_from_kwargs_is_shown() -> None:
     """The message shows where it really tried, wherever the address came from."""
     kwargs = {"host": "127.0.0.1", "port": 1, "user": "other", "password": "s3cret"}
@@ -1035,7 +1019,6 @@ async def test_host_from_kwargs_is_shown() -> None:
     assert "127.0.0.1:1, database app, user other" in str(error)
 
 
-@pytest.mark.xfail(strict=True, reason="_open_error describes the conninfo alone")
 async def test_host_from_libpqs_variables_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message shows where it really tried, when libpq's own variables said where."""
     for name in CONNINFO_VARIABLES:
@@ -1045,18 +1028,7 @@ async def test_host_from_libpqs_variables_is_shown(monkeypatch: pytest.MonkeyPat
     assert "127.0.0.1:1, database app, user me" in str(await refused())
 
 
-@pytest.mark.parametrize(
-    "password",
-    [
-        pytest.param(
-            password,
-            marks=pytest.mark.xfail(
-                strict=True, reason="libpq takes a part of it for the host, and we show that"
-            ),
-        )
-        for password in ("p@s3cret", "p/s3cret", "p/w@s3cret", "p@w/s3cret")
-    ],
-)
+@pytest.mark.parametrize("password", ["p@s3cret", "p/s3cret", "p/w@s3cret", "p@w/s3cret"])
 async def test_password_that_was_not_encoded_is_not_shown(password: str) -> None:
     """A password with an @ or a / in it, pasted as it is, ends up in no error."""
     with pytest.raises((PoolOpenError, ValueError)) as error:
@@ -1089,16 +1061,11 @@ async def hangs(conn: AsyncConnection[Any]) -> None:
     await asyncio.Event().wait()
 
 
-LOSES_IT = pytest.mark.xfail(
-    strict=True, reason="_connect loses its connection when configure does not return"
-)
-
-
 @pytest.mark.parametrize(
     "failure",
     [
-        pytest.param({"configure": fails_to_configure}, id="configure fails", marks=LOSES_IT),
-        pytest.param({"configure": hangs}, id="configure hangs", marks=LOSES_IT),
+        pytest.param({"configure": fails_to_configure}, id="configure fails"),
+        pytest.param({"configure": hangs}, id="configure hangs"),
         pytest.param({"kwargs": {"port": 1}}, id="refused"),
         pytest.param({"kwargs": {"dbname": "missing"}}, id="no database"),
     ],
