@@ -10,6 +10,7 @@ import ast
 import asyncio
 import inspect
 import re
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,16 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from lghard.testing import TemporaryPostgres
 
 pytest_plugins = ["lghard.testing.fixtures"]
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and so do the processes that tests start.
+
+    A shell starts a background job with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 _FENCES = RawFencedCodeBlockLexer(re.compile(r"(?P<attributes>[^\n]*)\n"))
 _PYTHON = re.compile(r"\W*(?:python|python3|py|pycon)\b", re.IGNORECASE)
