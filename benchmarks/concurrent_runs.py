@@ -142,14 +142,18 @@ def judge(measured: Measured) -> list[Goal]:
     ]
 
 
-def tabulate(measured: Measured, round_trip: float) -> Table:
-    """Runs per second, and how many times upstream's that is."""
-    title = (
-        f"Runs per second: {NODES} nodes, a round trip of {1000 * round_trip:.1f} ms, "
-        f"{POOL_SIZE} connections"
+def title(round_trip: float, rounds: int) -> str:
+    """What was measured."""
+    return (
+        f"Runs per second of {NODES} nodes, {1000 * round_trip:.1f} ms from Postgres, "
+        f"{POOL_SIZE} connections; median of {rounds}"
     )
+
+
+def tabulate(measured: Measured) -> Table:
+    """Runs per second, and how many times upstream's that is."""
     columns = map(count_callers, CALLERS)
-    results = table(title, "", *columns, f"CPU per run, {CALLERS[-1]}")
+    results = table("", *columns, f"CPU per run, {CALLERS[-1]}")
     for name in CONTESTANTS:
         cells = (
             f"{median_rate(measured, name, n):.0f}  {median_ratio(measured, name, n):5.2f} x"
@@ -215,7 +219,7 @@ def main() -> int:
         goals = judge(measured)
         result = {"round_trip": round_trip, "seconds": seconds, "rows": rows(measured)}
         keep("concurrent_runs", conninfos[RIVAL], result, goals)
-    show(tabulate(measured, round_trip), [referee.verdict()], goals)
+    show(title(round_trip, rounds), tabulate(measured), [referee.verdict()], goals)
     return not all(goal.met for goal in goals)
 
 

@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -65,8 +65,10 @@ class Trial:
     """How many runs failed, by what they failed with."""
     wrong: int
     """How many runs ended well, and left another state behind than they must."""
-    killed: list[int] = field(default_factory=list)
+    killed: list[int]
     """How many connections each kill hit."""
+    foreign_cores: float
+    """What others took of the machine meanwhile."""
 
 
 @dataclass
@@ -117,7 +119,8 @@ async def trial(
     lost = Counter(type(end).__name__ for end in endings if isinstance(end, BaseException))
     done = {t: end for t, end in zip(thread_ids, endings, strict=True) if isinstance(end, list)}
     wrong = await _count_wrong(conninfo, done)
-    return Measurement(Trial(reading.seconds, dict(lost), wrong, killed), reading.foreign_cores)
+    outcome = Trial(reading.seconds, dict(lost), wrong, killed, reading.foreign_cores)
+    return Measurement(outcome, reading.foreign_cores)
 
 
 async def _kill(postgres: TemporaryPostgres, conninfo: str, kills_at: Sequence[float]) -> list[int]:
@@ -183,13 +186,17 @@ def judge(measured: Measured) -> list[Goal]:
     ]
 
 
+def title(repeats: int) -> str:
+    """What was measured."""
+    return (
+        f"{RUNS} runs of {NODES} nodes, {CONCURRENT} at a time, up to {POOL_SIZE} connections, all "
+        f"killed {len(KILLS_AT)} times; {repeats} x"
+    )
+
+
 def tabulate(measured: Measured, repeats: int) -> Table:
     """What was lost, and what it took."""
-    title = (
-        f"{RUNS} runs of {NODES} nodes, {CONCURRENT} at a time, {POOL_SIZE} connections killed "
-        f"{len(KILLS_AT)} times; {repeats} repetitions"
-    )
-    results = table(title, "", "runs lost", "wrong states", "calm", "storm", "ratio")
+    results = table("", "runs lost", "wrong states", "calm", "storm", "storm / calm")
     for name, pairs in measured.items():
         results.add_row(
             name,
@@ -248,7 +255,7 @@ def main() -> int:
         goals = judge(measured)
         result = {"runs": RUNS, "pool_timeout": POOL_TIMEOUT, "rows": rows(measured)}
         keep("kill_storm", postgres.conninfo, result, goals)
-    show(tabulate(measured, repeats), [*notes(measured), referee.verdict()], goals)
+    show(title(repeats), tabulate(measured, repeats), [*notes(measured), referee.verdict()], goals)
     return not all(goal.met for goal in goals)
 
 

@@ -61,19 +61,20 @@ def progress(steps: int) -> Iterator[Callable[[str], None]]:
         yield step
 
 
-def table(title: str, *columns: str) -> Table:
+def table(*columns: str) -> Table:
     """An empty table: the first column is text, the others are numbers."""
-    empty = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    empty = Table(box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
         empty.add_column(column, justify="right" if i else "left", no_wrap=True)
     return empty
 
 
-def show(results: Table, notes: Sequence[str], goals: Sequence[Goal]) -> None:
+def show(title: str, results: Table, notes: Sequence[str], goals: Sequence[Goal]) -> None:
     """Print the table, what one should know about it, and whether the goals are met."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_WHEN_PIPED
+    console.print(title, style="bold", markup=False)
     console.print(results)
     for note in notes:
         console.print(note, markup=False)
