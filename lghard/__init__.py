@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import LghardError
+    from lghard.errors import ForeignLoopError, LghardError
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ForeignLoopError",
     "HardenedAsyncPostgresSaver",
     "LghardError",
     "ManagedPool",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ForeignLoopError": "lghard.errors",
     "HardenedAsyncPostgresSaver": "lghard.postgres",
     "LghardError": "lghard.errors",
     "ManagedPool": "lghard.postgres",

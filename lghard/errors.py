@@ -9,3 +9,13 @@ class LghardError(Exception):
     """Base of every error that lghard itself defines."""
 
     __module__ = "lghard"
+
+
+class ForeignLoopError(LghardError, RuntimeError):
+    """Something that belongs to one event loop was used in another.
+
+    Locks, tasks and sockets of asyncio belong to the loop they were made in; in another one they
+    fail at a distance, or hang. Open a pool in each loop, or use `shared_pool`, which does.
+    """
+
+    __module__ = "lghard"

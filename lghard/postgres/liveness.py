@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.pq.abc import PGconn
+from psycopg.rows import Row, scalar_row
 from psycopg_pool import AsyncConnectionPool
 
 # What one look reads at most: a busy LISTEN connection must not hold up the event loop.
@@ -118,3 +119,27 @@ def abort(conn: psycopg.AsyncConnection[Any]) -> None:
         pass  # the other side was faster
     finally:
         sock.detach()
+
+
+async def is_pooled(conn: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether a pooler stands between: the process id that it told us is not the server's own."""
+    async with conn.cursor(row_factory=scalar_row) as cur:
+        await cur.execute("SELECT pg_backend_pid()")
+        return bool(await cur.fetchone() != conn.pgconn.backend_pid)
+
+
+class Connection(psycopg.AsyncConnection[Row]):
+    """A connection on which a cancelled task does not wait long for a server out of reach.
+
+    psycopg asks the server to cancel the query, for up to five seconds, and then waits as long for
+    the query to end.
+    """
+
+    CANCEL_TIMEOUT = 1.0
+
+    async def _try_cancel(self, *, timeout: float = CANCEL_TIMEOUT) -> None:
+        limit = min(timeout, self.CANCEL_TIMEOUT)
+        try:
+            await asyncio.wait_for(self.cancel_safe(timeout=limit), limit)
+        except (psycopg.Error, TimeoutError):
+            abort(self)

@@ -1,10 +1,11 @@
 """Opening a pool: with what checkpointing needs, verified, and with an error that helps."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import psycopg
 from psycopg import AsyncConnection
@@ -13,9 +14,14 @@ from psycopg_pool.abc import AsyncConnectFailedCB, AsyncConnectionCB
 from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
 
 from lghard.errors import LghardError
+from lghard.postgres.liveness import Connection, is_pooled
 from lghard.postgres.pool import ManagedPool
-from lghard.postgres.settings import PoolSettings, libpq_defaults, parse_conninfo
+from lghard.postgres.settings import PoolSettings, parse_conninfo
 from lghard.resilience import backoff, is_transient
+
+logger = logging.getLogger("lghard.postgres")
+
+Pool: TypeAlias = ManagedPool[AsyncConnection[DictRow]]
 
 
 class PoolOpenError(LghardError, psycopg.OperationalError):
@@ -39,6 +45,12 @@ class PoolOverrides(TypedDict, total=False):
     max_lifetime: float
     ping_after: float
     ping_timeout: float
+    statement_timeout: float | None
+    lock_timeout: float | None
+    idle_in_transaction_session_timeout: float | None
+    drain_timeout: float
+    leak_after: float | None
+    pooler: Literal["auto", "transaction", "none"]
     kwargs: dict[str, Any]
     configure: AsyncConnectionCB[AsyncConnection[DictRow]]
     check: AsyncConnectionCB[AsyncConnection[DictRow]]
@@ -86,7 +98,7 @@ async def open_pool(
         await _open(pool, settings)
         yield pool
     finally:
-        await pool.close()
+        await pool.close(drain_timeout=settings.drain_timeout)
 
 
 def _merge(
@@ -101,9 +113,7 @@ def _merge(
     return PoolSettings(**fields), arguments
 
 
-def _build(
-    settings: PoolSettings, arguments: dict[str, Any]
-) -> ManagedPool[AsyncConnection[DictRow]]:
+def _build(settings: PoolSettings, arguments: dict[str, Any]) -> Pool:
     given = arguments.pop("kwargs", None) or {}
     if not isinstance(given, dict):
         raise TypeError(
@@ -116,11 +126,10 @@ def _build(
             "indexes concurrently, which Postgres refuses inside a transaction; leave it out of "
             "kwargs, and use conn.transaction() where you want one"
         )
-    if "configure" in arguments:
-        arguments["configure"] = _closing(arguments["configure"])
     ours = {"autocommit": True, "row_factory": dict_row, **settings.connection_parameters()}
     pool = ManagedPool[AsyncConnection[DictRow]](
-        settings.conninfo.get_secret_value(),
+        connection_class=Connection,
+        conninfo=settings.conninfo.get_secret_value(),
         kwargs={**ours, **given},
         open=False,
         **settings.model_dump(
@@ -129,48 +138,92 @@ def _build(
         **arguments,
     )
     pool.ping_after, pool.ping_timeout = settings.ping_after, settings.ping_timeout
+    pool.leak_after = settings.leak_after
     return pool
 
 
-async def _open(pool: ManagedPool[AsyncConnection[DictRow]], settings: PoolSettings) -> None:
+async def _open(pool: Pool, settings: PoolSettings) -> None:
+    """Connect once, before the pool does: a refusal shows at once, a server that starts in time."""
     deadline = monotonic() + settings.open_timeout
+    _check_event_loop(pool, settings)
     try:
-        async with asyncio.timeout(settings.open_timeout):
-            conn = await _first_connection(pool, settings)
-        await conn.close()
+        async with asyncio.timeout(settings.open_timeout), await _connect(pool, settings) as conn:
+            await _adapt(pool, settings, conn)
+            pool._configure = configure = _configuring(pool, settings)
+            await configure(conn)
         await pool.open(wait=True, timeout=deadline - monotonic())
     except (psycopg.Error, TimeoutError, UnicodeError) as error:
-        raise _open_error(pool, settings, pool._connect_error or error) from error
+        raise _open_error(pool, settings, pool._reconnects.error or error) from error
 
 
-async def _first_connection(
-    pool: ManagedPool[AsyncConnection[DictRow]], settings: PoolSettings
-) -> AsyncConnection[DictRow]:
-    """Connect once, before the pool does: a refusal shows at once, a server that starts in time."""
+async def _connect(pool: Pool, settings: PoolSettings) -> AsyncConnection[DictRow]:
+    """A bare connection: nothing is known yet of what stands between here and the server."""
     retrying = AsyncRetrying(
         stop=stop_before_delay(settings.open_timeout),
         wait=backoff(first=0.05, longest=1.0),
         retry=retry_if_exception(lambda error: is_transient(error) and not _is_refusal(error)),
         reraise=True,
     )
-    conn: AsyncConnection[DictRow] = await retrying(pool._connect)
+
+    async def attempt() -> AsyncConnection[DictRow]:
+        try:
+            return await pool.connection_class.connect(pool.conninfo, **pool.kwargs)  # type: ignore[arg-type]
+        except psycopg.Error as error:
+            pool._reconnects.failed(error)  # what there is to tell, should the time run out
+            raise
+
+    conn: AsyncConnection[DictRow] = await retrying(attempt)
+    pool._reconnects.succeeded()
     return conn
 
 
-def _closing(
-    configure: AsyncConnectionCB[AsyncConnection[DictRow]],
-) -> AsyncConnectionCB[AsyncConnection[DictRow]]:
-    """`configure`, without the connection that upstream leaves open when it fails."""
+async def _adapt(pool: Pool, settings: PoolSettings, conn: AsyncConnection[DictRow]) -> None:
+    """Find out whether a pooler stands between, and do what is safe with or without one."""
+    if settings.pooler == "auto":
+        pool.pooler = await is_pooled(conn)
+    else:
+        pool.pooler = settings.pooler == "transaction"
+    assert isinstance(pool.kwargs, dict)
+    if pool.pooler:
+        # One client's prepared statement may be another client's, under the same name.
+        pool.kwargs.setdefault("prepare_threshold", None)
+
+
+def _configuring(pool: Pool, settings: PoolSettings) -> AsyncConnectionCB[AsyncConnection[DictRow]]:
+    """What is done to each new connection: our session settings, then the caller's `configure`."""
+    configure, session = pool._configure, settings.session_settings()
+    if pool.pooler and session:
+        logger.warning(
+            "%s not set: behind a transaction pooler a setting stays with the server's connection, "
+            "and so reaches others; set it for the role: ALTER ROLE ... SET ...",
+            ", ".join(session),
+        )
+        session = {}
 
     async def configure_or_close(conn: AsyncConnection[DictRow]) -> None:
         try:
-            await configure(conn)
+            for name, value in session.items():
+                await conn.execute("SELECT set_config(%s, %s, false)", (name, value))
+            if configure:
+                await configure(conn)
         except BaseException:
-            conn.pgconn.finish()
+            conn.pgconn.finish()  # upstream would leave it open
             raise
 
     return configure_or_close
 
+
+def _check_event_loop(pool: Pool, settings: PoolSettings) -> None:
+    """Psycopg cannot work in Windows' default loop, and the pool would only say so in its log."""
+    if type(asyncio.get_running_loop()).__name__ == "ProactorEventLoop":
+        raise _open_error(pool, settings, psycopg.InterfaceError(_PROACTOR))
+
+
+_PROACTOR = (
+    "psycopg cannot use Windows' ProactorEventLoop; run your application with "
+    "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop), in Python 3.11 after "
+    "asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())"
+)
 
 # A failed connection attempt has no SQLSTATE, only the server's words. They are English unless
 # lc_messages says otherwise; then a refusal is retried until open_timeout, and nothing worse.
@@ -196,9 +249,7 @@ def _is_refusal(error: BaseException) -> bool:
     return any(words in str(error) for words in _REFUSALS)
 
 
-def _open_error(
-    pool: ManagedPool[AsyncConnection[DictRow]], settings: PoolSettings, error: BaseException
-) -> PoolOpenError:
+def _open_error(pool: Pool, settings: PoolSettings, error: BaseException) -> PoolOpenError:
     words = str(error).strip() or f"no answer within {settings.open_timeout:.1f} s"
     steps = [step for part, step in _NEXT_STEPS.items() if part in words]
     return PoolOpenError(
@@ -207,12 +258,17 @@ def _open_error(
     )
 
 
-def _parameters(pool: ManagedPool[AsyncConnection[DictRow]]) -> dict[str, str]:
+def _parameters(pool: Pool) -> dict[str, str]:
     """What libpq connects with: its defaults and environment, the conninfo, the kwargs."""
+    defaults = {
+        option.keyword.decode(): option.val.decode()
+        for option in psycopg.pq.Conninfo.get_defaults()
+        if option.val
+    }
     assert isinstance(pool.conninfo, str)
     assert isinstance(pool.kwargs, dict)
     given = {name: str(value) for name, value in pool.kwargs.items() if value is not None}
-    return {**libpq_defaults(), **parse_conninfo(pool.conninfo), **given}
+    return {**defaults, **parse_conninfo(pool.conninfo), **given}
 
 
 def _describe(parameters: Mapping[str, str]) -> str:

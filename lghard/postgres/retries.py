@@ -5,9 +5,10 @@ committed just before, or, where the server's backend was only frozen or cut off
 Repeating is safe when that makes no difference, or once the old backend is provably gone.
 """
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from time import monotonic
@@ -47,6 +48,11 @@ RULES = {
 }
 
 
+# How long these take depends on how much there is. Their deadline counts from the first failure.
+LONG = frozenset({"setup", "aprune", "adelete_thread"})
+_LONG_ATTEMPT = 3600.0  # seconds
+
+
 class Backend(NamedTuple):
     """A server process that was at work for us when its connection was lost."""
 
@@ -63,12 +69,11 @@ _CLOCK_TOLERANCE = 1.0
 _TERMINATE = """
 WITH suspect AS (
     SELECT pid, usename = session_user AND datname = current_database() AS ours
-    FROM pg_stat_activity
+    FROM pg_catalog.pg_stat_activity
     WHERE pid = %(pid)s
-    AND clock_timestamp() - pg_postmaster_start_time() >= make_interval(secs => %(age)s)
-    AND coalesce(
-        clock_timestamp() - backend_start >= make_interval(secs => %(age)s - %(tolerance)s), true
-    )
+    AND pid <> pg_catalog.pg_backend_pid()
+    AND clock_timestamp() - pg_postmaster_start_time() >= make_interval(secs => %(least_age)s)
+    AND coalesce(clock_timestamp() - backend_start >= make_interval(secs => %(least_age)s), true)
 )
 SELECT
     pg_backend_pid() AS own_pid,
@@ -77,10 +82,6 @@ SELECT
 """
 
 _current: ContextVar["Operation | None"] = ContextVar("lghard_operation", default=None)
-
-
-class OutcomeUnknown(psycopg.OperationalError):
-    """An earlier attempt may still be at work; raised between attempts, never to a caller."""
 
 
 class Operation:
@@ -96,10 +97,12 @@ class Operation:
         self.name = name
         self.rule = RULES[name]
         self.attempts = 0
-        self._attempt_timeout = attempt_timeout
+        self.task = asyncio.current_task()
         self._started_at = monotonic()
-        self._ends_at = self._started_at + deadline
-        self._unsettled: list[Backend] = []
+        self._deadline = deadline
+        self._attempt_timeout = _LONG_ATTEMPT if name in LONG else attempt_timeout
+        self._ends_at = self._started_at + (_LONG_ATTEMPT if name in LONG else deadline)
+        self._lost: list[Backend] = []
         self._loss: psycopg.Error | None = None
 
     def remaining(self) -> float:
@@ -114,77 +117,89 @@ class Operation:
         except psycopg.Error as error:
             if not self._may_repeat(error):
                 raise
-            outage.begins(self.name, error)
-            return await self._repeat(call, outage)
+            if self.name in LONG:
+                self._ends_at = monotonic() + self._deadline
+            with outage.noticed(self.name, error) as over:
+                result = await self._repeat(call)
+                over()
+                return result
         finally:
             _current.reset(token)
 
-    async def _repeat(self, call: Callable[[], Awaitable[T]], outage: "Outage") -> T:
+    async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
+        retrying = AsyncRetrying(
+            stop=stop_before_delay(self.remaining()),
+            wait=backoff(first=0.02, longest=1.0),
+            retry=retry_if_exception(self._may_repeat),
+            reraise=True,
+        )
         try:
-            result: T = await self._retrying()(self._attempt, call)
+            result: T = await retrying(self._attempt, call)
         except psycopg.Error as error:
-            self._explain(error)
-            if self._loss and self._unsettled and self.rule is Repeat.ONCE_GONE:
-                raise self._outcome_unknown(self._loss) from error
-            raise
-        outage.ends()
+            raise self._verdict(error) from error.__cause__
         return result
 
     async def _attempt(self, call: Callable[[], Awaitable[T]]) -> T:
         self.attempts += 1
         return await call()
 
-    def _retrying(self) -> AsyncRetrying:
-        return AsyncRetrying(
-            stop=stop_before_delay(self.remaining()),
-            wait=backoff(first=0.02, longest=1.0),
-            retry=retry_if_exception(self._may_repeat),
-            reraise=True,
-        )
-
     def _may_repeat(self, error: BaseException) -> bool:
         return error is self._loss or is_transient(error)
 
-    def _explain(self, error: psycopg.Error) -> None:
+    def _verdict(self, error: psycopg.Error) -> psycopg.Error:
+        """What the caller hears in the end, with notes on what was tried."""
         elapsed = monotonic() - self._started_at
-        error.add_note(
-            f"lghard: {self.name} was tried {self.attempts} times in {elapsed:.1f} s; for a longer "
-            "outage raise the saver's deadline"
-        )
-
-    def _outcome_unknown(self, loss: psycopg.Error) -> psycopg.Error:
-        pids = ", ".join(str(backend.pid) for backend in self._unsettled)
-        loss.add_note(
-            f"lghard: the outcome of {self.name} is unknown: its connection was lost, and backend "
-            f"{pids} of the server may still be at work, so that it was not repeated "
-            f"({self.rule.value}). Read the thread's state before you try again."
-        )
-        return loss
+        tried = f"lghard: {self.name} was tried {self.attempts} times in {elapsed:.1f} s"
+        if isinstance(error, StillAtWork | PoolerInBetween) and self._loss:
+            error = self._loss
+        elif self._may_repeat(error):
+            tried += "; for a longer outage raise the saver's deadline"
+        error.add_note(tried)
+        if self._lost and self.rule is Repeat.ONCE_GONE:
+            pids = ", ".join(str(backend.pid) for backend in self._lost)
+            error.add_note(
+                f"lghard: the outcome of {self.name} is unknown: a connection was lost under it, "
+                f"and its backend ({pids}) may have committed, or may yet. It is not repeated any "
+                f"more: {self.rule.value}. Read the thread's state before you try again."
+            )
+        return error
 
     @asynccontextmanager
     async def connection(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
         """A connection for one attempt, on which nothing waits longer than the attempt may take."""
         async with pool.connection(timeout=min(pool.timeout, self.remaining())) as conn:
             backend = Backend(conn.pgconn.backend_pid, conn._created_at)
+            patience = self._attempt_timeout
+            if self.name not in LONG:
+                patience = min(patience, self.remaining())
+            began = monotonic()
             try:
-                with abort_after(conn, min(self._attempt_timeout, self.remaining())):
+                with abort_after(conn, patience):
                     await self._settle(conn)
                     yield conn
+                    if not conn.autocommit:  # here, where it is bounded and a loss is noted
+                        await conn.commit()
             except psycopg.Error as error:
+                if monotonic() - began >= patience:
+                    self._attempt_timeout *= 2  # perhaps it is not the server, but a large task
                 self._note_loss(conn, backend, error)
                 raise
 
     async def _settle(self, conn: Connection) -> None:
-        """Make sure that no earlier attempt is still at work, or raise."""
-        while self._unsettled and self.rule is Repeat.ONCE_GONE:
-            if not await _is_gone(conn, self._unsettled[-1]):
-                raise OutcomeUnknown
-            self._unsettled.pop()
+        """Make sure that no lost backend is still at work, or raise.
+
+        Each new connection is asked about all of them: the answer holds for its server alone, and
+        there may be several.
+        """
+        if self.rule is Repeat.ONCE_GONE:
+            for backend in self._lost:
+                if not await _is_gone(conn, backend):
+                    raise StillAtWork
 
     def _note_loss(self, conn: Connection, backend: Backend, error: psycopg.Error) -> None:
         if conn.closed:
             self._loss = error
-            self._unsettled.append(backend)
+            self._lost.append(backend)
         elif error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate:
             conn.pgconn.finish()  # its server has become a standby: the pool must replace it
 
@@ -197,15 +212,20 @@ async def _is_gone(conn: Connection, backend: Backend) -> bool:
     Raises:
         PoolerInBetween: the process ids that clients see are not the server's own.
     """
-    age = monotonic() - backend.connected_at
+    least_age = monotonic() - backend.connected_at - _CLOCK_TOLERANCE
     async with conn.cursor(row_factory=dict_row) as cur:
-        await cur.execute(
-            _TERMINATE, {"pid": backend.pid, "age": age, "tolerance": _CLOCK_TOLERANCE}
-        )
+        try:
+            await cur.execute(_TERMINATE, {"pid": backend.pid, "least_age": least_age})
+        except psycopg.errors.InsufficientPrivilege:
+            return False  # it is there, and belongs to a role that this session has put aside
         row: dict[str, Any] = await cur.fetchone() or {}
     if row["own_pid"] != conn.pgconn.backend_pid:
         raise PoolerInBetween
     return not row["present"]
+
+
+class StillAtWork(psycopg.OperationalError):
+    """An earlier attempt may still be at work; raised between attempts, never to a caller."""
 
 
 class PoolerInBetween(psycopg.InterfaceError):
@@ -213,8 +233,9 @@ class PoolerInBetween(psycopg.InterfaceError):
 
 
 def current_operation() -> Operation | None:
-    """The operation that this task is in, if any."""
-    return _current.get()
+    """The operation that this task is in, if any; a task that it has started is not in it."""
+    operation = _current.get()
+    return operation if operation and operation.task is asyncio.current_task() else None
 
 
 class Outage:
@@ -222,18 +243,34 @@ class Outage:
 
     def __init__(self) -> None:
         self._since: float | None = None
-        self._operations = 0
+        self._repeating = 0
+        self._repeated = 0
 
-    def begins(self, name: str, error: psycopg.Error) -> None:
-        """Operation `name` failed with `error`, and is going to be repeated."""
-        self._operations += 1
+    @contextmanager
+    def noticed(self, name: str, error: psycopg.Error) -> Iterator[Callable[[], None]]:
+        """Operation `name` failed with `error`, and is repeated in this block.
+
+        Yields:
+            what to call once it has succeeded.
+        """
+        self._begin(name, error)
+        self._repeating += 1
+        try:
+            yield self._end
+        finally:
+            self._repeating -= 1
+            if not self._repeating:
+                self._since = None  # whoever was still waiting has given up
+
+    def _begin(self, name: str, error: psycopg.Error) -> None:
         if self._since is None:
-            self._since = monotonic()
-            logger.warning("%s lost the database and is trying again: %s", name, error)
+            self._since, self._repeated = monotonic(), 0
+            words = error.diag.message_primary or str(error).partition("\n")[0]
+            logger.warning("%s lost the database and is trying again: %s", name, words)
+        self._repeated += 1
 
-    def ends(self) -> None:
-        """A repeated operation has succeeded."""
+    def _end(self) -> None:
         if self._since is not None:
             elapsed = monotonic() - self._since
-            logger.info("the database is back: %d operations, %.1f s", self._operations, elapsed)
-        self._since, self._operations = None, 0
+            logger.info("the database is back: %d operations, %.1f s", self._repeated, elapsed)
+            self._since = None

@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
+from lghard.postgres.migrations import migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.retries import Connection, Operation, Outage, current_operation
 from lghard.postgres.serializing import Serializing
@@ -120,7 +121,16 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
 
     @override
     async def setup(self) -> None:
-        await self._run("setup", super().setup)
+        """As upstream, but any number of replicas may call it at once.
+
+        Raises:
+            psycopg.errors.ActiveSqlTransaction: the pool's connections are not in autocommit mode.
+        """
+        await self._run("setup", self._migrate)
+
+    async def _migrate(self) -> None:
+        async with self._connection() as conn:
+            await migrate(conn, self.MIGRATIONS)
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -181,7 +191,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         inline, blobs = _split(checkpoint["channel_values"])
         versions = {k: version for k, version in new_versions.items() if k in blobs}
         rows = await self._serialize(
-            tuple(versions), self._dump_blobs, thread_id, checkpoint_ns, blobs, versions
+            frozenset(versions), self._dump_blobs, thread_id, checkpoint_ns, blobs, versions
         )
         row = (
             thread_id,
@@ -209,8 +219,8 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        channels = tuple(channel for channel, _ in writes)
-        upsert = all(channel in WRITES_IDX_MAP for channel in channels)
+        channels = frozenset(channel for channel, _ in writes)
+        upsert = channels <= WRITES_IDX_MAP.keys()
         rows = await self._serialize(
             channels,
             self._dump_writes,

@@ -1,7 +1,7 @@
 """Whether to serialize here or in a thread."""
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -23,18 +23,18 @@ class Serializing:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[Hashable, float] = {}
+        self._seconds: dict[frozenset[str], float] = {}
 
-    async def __call__(self, kind: Hashable, dump: Callable[..., T], *args: Any) -> T:
-        """`dump(*args)`; calls of the same `kind` are expected to take equally long."""
-        if self._seconds.get(kind, _QUICK) < _QUICK:
-            return self._timed(kind, dump, *args)
-        return await asyncio.to_thread(self._timed, kind, dump, *args)
+    async def __call__(self, channels: frozenset[str], dump: Callable[..., T], *args: Any) -> T:
+        """`dump(*args)`; those that dump the same channels are expected to take equally long."""
+        if self._seconds.get(channels, _QUICK) < _QUICK:
+            return self._timed(channels, dump, *args)
+        return await asyncio.to_thread(self._timed, channels, dump, *args)
 
-    def _timed(self, kind: Hashable, dump: Callable[..., T], *args: Any) -> T:
+    def _timed(self, channels: frozenset[str], dump: Callable[..., T], *args: Any) -> T:
         started = perf_counter()
         try:
             return dump(*args)
         finally:
             elapsed = perf_counter() - started
-            self._seconds[kind] = max(elapsed, self._seconds.get(kind, 0.0) * _MEMORY)
+            self._seconds[channels] = max(elapsed, self._seconds.get(channels, 0.0) * _MEMORY)

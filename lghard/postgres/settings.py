@@ -4,6 +4,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from typing import Literal
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -82,13 +83,34 @@ class PoolSettings(BaseSettings):
         default=3.0, description="how long the server may take to answer that"
     )
 
+    statement_timeout: PositiveFloat | None = Field(
+        default=None, description="how long one statement may take; the server's own by default"
+    )
+    lock_timeout: PositiveFloat | None = Field(
+        default=None, description="how long a statement may wait for a lock"
+    )
+    idle_in_transaction_session_timeout: PositiveFloat | None = Field(
+        default=None, description="how long a transaction may stay open with nothing to do"
+    )
+    drain_timeout: float = Field(
+        default=10.0, ge=0, description="how long closing waits for borrowed connections"
+    )
+    leak_after: PositiveFloat | None = Field(
+        default=300.0, description="after which a borrow is reported with its stack; None for never"
+    )
+    pooler: Literal["auto", "transaction", "none"] = Field(
+        default="auto",
+        description='whether a transaction pooler stands between; "auto" finds out at opening',
+    )
+
     def connection_parameters(self) -> dict[str, str | int]:
         """Connection parameters that make a dead peer noticed and a live one nameable.
 
-        Sources: `keepalives*` and `tcp_user_timeout` in the libpq manual, section "Parameter Key
-        Words". A vanished peer is noticed after 30 + 3 · 10 s of silence, or 30 s after data that
-        nobody acknowledged (milliseconds in `tcp_user_timeout`); Linux defaults are two hours and
-        fifteen minutes. What the conninfo or libpq's environment (`PGAPPNAME`, …) says is kept.
+        Sources: `keepalives*`, `tcp_user_timeout` and `target_session_attrs` in the libpq manual,
+        section "Parameter Key Words". A vanished peer is noticed after 30 + 3 · 10 s of silence, or
+        30 s after data that nobody acknowledged (milliseconds in `tcp_user_timeout`); Linux
+        defaults are two hours and fifteen minutes. Of several hosts, the one that takes writes is
+        meant. What the conninfo or libpq's environment (`PGAPPNAME`, …) says is kept.
         """
         ours: dict[str, str | int] = {
             "application_name": application_name(),
@@ -99,14 +121,25 @@ class PoolSettings(BaseSettings):
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
         }
-        given = {**libpq_defaults(), **parse_conninfo(self.conninfo.get_secret_value())}
+        given = {**libpq_environment(), **parse_conninfo(self.conninfo.get_secret_value())}
+        if "," in given.get("hostaddr", given.get("host", "")):
+            ours["target_session_attrs"] = "read-write"
         return {name: value for name, value in ours.items() if name not in given}
 
+    def session_settings(self) -> dict[str, str]:
+        """The server's settings that every session of the pool gets, in the server's units."""
+        names = "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"
+        seconds = {name: getattr(self, name) for name in names}
+        return {name: f"{value * 1000:.0f}ms" for name, value in seconds.items() if value}
 
-def libpq_defaults() -> dict[str, str]:
-    """What libpq takes for parameters that the conninfo leaves out, from its environment mostly."""
-    options = psycopg.pq.Conninfo.get_defaults()
-    return {option.keyword.decode(): option.val.decode() for option in options if option.val}
+
+def libpq_environment() -> dict[str, str]:
+    """The parameters that libpq takes from its environment variables."""
+    return {
+        option.keyword.decode(): os.environ[option.envvar.decode()]
+        for option in psycopg.pq.Conninfo.get_defaults()
+        if option.envvar and option.envvar.decode() in os.environ
+    }
 
 
 def parse_conninfo(conninfo: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ an operation leave in one `send`, behind one Sync, which also makes them one tra
 (https://www.postgresql.org/docs/current/libpq-pipeline-mode.html).
 """
 
+import secrets
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
@@ -33,10 +34,11 @@ class _Key(NamedTuple):
     types: tuple[int, ...]
 
 
-# What each connection has prepared, and under which name. No name is ever used twice: a statement
-# stays prepared when the transaction around it fails.
+# What each connection has prepared, and under which name. No name is ever used twice, neither here,
+# since a statement stays prepared when the transaction around it fails, nor by another process:
+# behind a pooler, one client's name must not call up another client's statement.
 _prepared: WeakKeyDictionary[AsyncConnection[Any], dict[_Key, bytes]] = WeakKeyDictionary()
-_names = map("_lghard_{}".format, count())
+_names = map(f"_lghard_{secrets.token_hex(6)}_{{}}".format, count())
 
 
 async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> None:
@@ -47,8 +49,12 @@ async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> N
     """
     try:
         await _send(conn, statements)
-    except psycopg.errors.InvalidSqlStatementName:
-        # Somebody said DEALLOCATE ALL or DISCARD ALL. Nothing was executed: it can be sent again.
+    except (
+        psycopg.errors.InvalidSqlStatementName,
+        psycopg.errors.DuplicatePreparedStatement,
+    ):
+        # Somebody said DEALLOCATE ALL or DISCARD ALL, or a pooler gave us another session. Nothing
+        # was executed: it can be sent again.
         _prepared.pop(conn, None)
         await _send(conn, statements)
 
@@ -56,9 +62,14 @@ async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> N
 async def _send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> None:
     queries = [_convert(conn, statement) for statement in statements]
     async with conn.lock:
-        conn.pgconn.enter_pipeline_mode()
-        commands = [command for query in queries for command in _queue(conn, query)]
-        conn.pgconn.pipeline_sync()
+        try:
+            conn.pgconn.enter_pipeline_mode()
+            batch: dict[_Key, bytes] = {}
+            commands = [command for query in queries for command in _queue(conn, query, batch)]
+            conn.pgconn.pipeline_sync()
+        except BaseException:
+            conn.pgconn.finish()  # nobody may have it in the middle of a pipeline
+            raise
         await conn.wait(_complete(conn, commands))
 
 
@@ -68,40 +79,50 @@ def _convert(conn: AsyncConnection[Any], statement: Statement) -> PostgresQuery:
     return query
 
 
-_Prepare = tuple[_Key, bytes]
+class _Command(NamedTuple):
+    """What to remember of one command, if it works: that a statement is prepared now."""
+
+    key: _Key | None = None
+    name: bytes = b""
 
 
-def _queue(conn: AsyncConnection[Any], query: PostgresQuery) -> Iterator[_Prepare | None]:
-    """Put `query` into libpq's send buffer; yield what to remember of each command, if it works."""
+def _queue(
+    conn: AsyncConnection[Any], query: PostgresQuery, batch: dict[_Key, bytes]
+) -> Iterator[_Command]:
+    """Put `query` into libpq's send buffer, behind its preparation if that is still to be done."""
     pgconn = conn.pgconn
     if conn.prepare_threshold is None:  # a pooler would mix up what its clients prepare
         pgconn.send_query_params(query.query, query.params, query.types, query.formats)
-        yield None
+        yield _Command()
         return
     key = _Key(query.query, query.types)
-    name = _prepared.setdefault(conn, {}).get(key)
+    name = _prepared.setdefault(conn, {}).get(key) or batch.get(key)
     if name is None:
-        name = next(_names).encode()
+        name = batch[key] = next(_names).encode()
         pgconn.send_prepare(name, query.query, query.types)
-        yield key, name
+        yield _Command(key, name)
     pgconn.send_query_prepared(name, query.params, query.formats)
-    yield None
+    yield _Command()
 
 
-def _complete(conn: AsyncConnection[Any], commands: Sequence[_Prepare | None]) -> PQGen[None]:
+def _complete(conn: AsyncConnection[Any], commands: Sequence[_Command]) -> PQGen[None]:
     """Send what is buffered, and read the answers to `commands` and to the Sync behind them."""
     error: psycopg.Error | None = None
     try:
         yield from generators.send(conn.pgconn)
-        for prepare in commands:
-            for result in (yield from generators.fetch_many(conn.pgconn)):
+        # Behind the answers to the commands, an error may still come from the commit itself.
+        for command in (*commands, _Command(), _Command()):
+            results = yield from generators.fetch_many(conn.pgconn)
+            for result in results:
                 if result.status == ExecStatus.FATAL_ERROR:
                     error = error or error_from_result(result, encoding=conn.info.encoding)
-                elif prepare and result.status == ExecStatus.COMMAND_OK:
-                    _prepared[conn].update([prepare])
-        yield from generators.fetch_many(conn.pgconn)
+                elif command.key and result.status == ExecStatus.COMMAND_OK:
+                    _prepared[conn][command.key] = command.name
+            if any(result.status == ExecStatus.PIPELINE_SYNC for result in results):
+                break
         conn.pgconn.exit_pipeline_mode()
     except psycopg.OperationalError as loss:
+        conn.pgconn.finish()
         raise error or loss from None  # the server's last words say more than the silence after
     if error:
         raise error

@@ -103,22 +103,22 @@ LEANINGS += [
         "psycopg-pool",
         "psycopg_pool.pool_async:AddConnection",
         "(pool, attempt=None, growing=False)",
-        "pool.py, ManagedPool._replace",
+        "pool.py, ManagedPool._evict",
         "it is the task that replaces a dead connection",
     ),
     Leaning(
         "psycopg-pool",
         "psycopg_pool.base:AttemptWithBackoff",
         "(*, timeout)",
-        "pool.py, Reconnect",
-        "Reconnect is one",
+        "reconnecting.py, Attempt",
+        "Attempt is one",
     ),
     Leaning(
         "psycopg-pool",
         "psycopg_pool.base:AttemptWithBackoff.update_delay",
         "(self, now)",
-        "pool.py, Reconnect.update_delay",
-        "it is overridden to bound the delay",
+        "reconnecting.py, Attempt.update_delay",
+        "it is overridden, to leave the delay to Reconnects",
     ),
     Leaning(
         "psycopg",
@@ -361,12 +361,12 @@ async def test_a_broken_connection_is_replaced_on_its_return(lghard_empty_databa
         assert pool.get_stats()[pool._CONNECTIONS_LOST] == 1
 
 
-def test_first_delay_of_a_reconnection() -> None:
-    """Reconnect sets INITIAL_DELAY and bounds `delay`, which upstream reads."""
+def test_when_an_attempt_gives_up() -> None:
+    """Attempt sets `give_up_at`, which is 0 at first and decides."""
     attempt = AttemptWithBackoff(timeout=100)
-    attempt.update_delay(now=0.0)
-    low, high = (AttemptWithBackoff.INITIAL_DELAY * factor for factor in (0.9, 1.1))
-    assert low <= attempt.delay <= high
+    assert (attempt.give_up_at, attempt.time_to_give_up(1.0)) == (0.0, False)
+    attempt.give_up_at = 2.0
+    assert [attempt.time_to_give_up(now) for now in (1.0, 3.0)] == [False, True]
 
 
 async def test_converted_query(lghard_empty_database: str) -> None:

@@ -128,7 +128,7 @@ async def test_a_restarted_server_is_waited_for(lghard_own_postgres):
         await put(saver, "t")
         await asyncio.to_thread(server.stop, "immediate")
         writing = asyncio.create_task(put(saver, "t", 2))
-        await eventually(lambda: saver.conn._connect_error)
+        await eventually(lambda: saver.conn._reconnects.error)
         assert not writing.done()
         await asyncio.to_thread(server.start)
         await writing
@@ -165,7 +165,7 @@ async def test_errors_of_the_statement_are_not_repeated(saver, caplog):
     """They would only fail again."""
     with pytest.raises(psycopg.errors.UntranslatableCharacter):
         await put(saver, "t", text="a\x00b")
-    assert [] == caplog.records
+    assert [] == [record for record in caplog.records if record.name == "lghard.postgres"]
 
 
 async def test_a_frozen_backend_is_left_behind_by_a_read(lghard_postgres, lghard_database):
@@ -203,7 +203,7 @@ async def test_a_write_to_a_frozen_backend_has_an_unknown_outcome(lghard_postgre
             with pytest.raises(psycopg.OperationalError) as caught:
                 await put(saver, "t", text="old")
     assert "outcome of aput is unknown" in "".join(notes_of(caught.value))
-    assert f"backend {pid} of the server" in "".join(notes_of(caught.value))
+    assert f"its backend ({pid})" in "".join(notes_of(caught.value))
 
 
 async def test_a_write_is_repeated_once_the_frozen_backend_is_gone(
@@ -279,7 +279,7 @@ async def test_cancelled_between_two_attempts(lghard_own_postgres):
     async with open_checkpointer(server.conninfo) as saver:
         await asyncio.to_thread(server.stop, "immediate")
         writing = asyncio.create_task(put(saver, "t"))
-        await eventually(lambda: saver.conn._connect_error)
+        await eventually(lambda: saver.conn._reconnects.error)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
@@ -339,5 +339,5 @@ async def test_behind_a_pooler_a_lost_write_has_an_unknown_outcome(pooled):
     with pytest.raises(psycopg.OperationalError) as caught:
         await put(saver, "t", text="new")
     assert "outcome of aput is unknown" in "".join(notes_of(caught.value))
-    assert "tried 2 times" in "".join(notes_of(caught.value.__cause__))
+    assert "tried 2 times" in "".join(notes_of(caught.value))
     await put(saver, "t", 2)

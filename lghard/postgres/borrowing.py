@@ -1,0 +1,85 @@
+"""Who has borrowed a connection, since when, and from where in the code."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Hashable
+from dataclasses import dataclass
+from time import monotonic
+from types import CodeType, FrameType
+
+logger = logging.getLogger("lghard.postgres")
+
+# Frames of the borrower that a report shows; enough to get past LangGraph's own.
+_DEPTH = 24
+
+
+@dataclass(slots=True)
+class _Borrow:
+    since: float
+    stack: list[tuple[CodeType, int]]
+    reported: bool = False
+
+
+class Borrows:
+    """The connections that are out.
+
+    A connection that is not returned is missing for ever, and nobody knows who has it. With the
+    stack of the borrower, which costs a few microseconds to note, one does.
+    """
+
+    def __init__(self) -> None:
+        self._out: dict[Hashable, _Borrow] = {}
+        self._all_back = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._out)
+
+    def begin(self, conn: Hashable, *, with_stack: bool) -> None:
+        """Somebody has borrowed `conn`."""
+        self._out[conn] = _Borrow(monotonic(), _stack() if with_stack else [])
+
+    def end(self, conn: Hashable) -> None:
+        """It is back."""
+        self._out.pop(conn, None)
+        if not self._out:
+            self._all_back.set()
+
+    def longest(self) -> float:
+        """Seconds since the oldest one; 0 if there is none."""
+        return monotonic() - min((b.since for b in self._out.values()), default=monotonic())
+
+    async def all_back(self, timeout: float) -> bool:
+        """Wait until nothing is borrowed; False if something still is after `timeout` seconds."""
+        self._all_back.clear()
+        if self._out:
+            waiting = asyncio.ensure_future(self._all_back.wait())
+            await asyncio.wait({waiting}, timeout=timeout)
+            waiting.cancel()
+        return not self._out
+
+    def report(self, pool: str, leak_after: float) -> None:
+        """Log those that are out for longer than `leak_after` seconds, each once."""
+        for conn, borrow in self._out.items():
+            age = monotonic() - borrow.since
+            if age > leak_after and not borrow.reported:
+                borrow.reported = True
+                logger.warning(
+                    "a connection of the pool %r has been borrowed for %.0f s and is not back: "
+                    "%s\nIt was borrowed at (most recent call first):\n%s",
+                    *(pool, age, conn, _format(borrow.stack)),
+                )
+
+
+def _stack() -> list[tuple[CodeType, int]]:
+    """The borrower's frames, innermost first, without the pool's own."""
+    frame: FrameType | None = sys._getframe(3)
+    stack: list[tuple[CodeType, int]] = []
+    while frame and len(stack) < _DEPTH:
+        stack.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return stack
+
+
+def _format(stack: list[tuple[CodeType, int]]) -> str:
+    return "\n".join(f'  File "{c.co_filename}", line {line}, in {c.co_name}' for c, line in stack)
