@@ -9,6 +9,7 @@ except ImportError as error:
     ) from error
 
 # Bound eagerly: the LangGraph server looks a checkpointer's path up in this module's __dict__.
+from lghard.postgres.health import PoolHealth, PoolSnapshot
 from lghard.postgres.opening import PoolOpenError, open_pool
 from lghard.postgres.pool import ManagedPool
 from lghard.postgres.saver import HardenedAsyncPostgresSaver, open_checkpointer
@@ -17,8 +18,10 @@ from lghard.postgres.settings import PoolSettings
 __all__ = [
     "HardenedAsyncPostgresSaver",
     "ManagedPool",
+    "PoolHealth",
     "PoolOpenError",
     "PoolSettings",
+    "PoolSnapshot",
     "open_checkpointer",
     "open_pool",
 ]

@@ -1,0 +1,35 @@
+"""What Prometheus sees of a pool."""
+
+import subprocess
+import sys
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from lghard import open_pool
+from lghard.metrics import PoolCollector
+
+
+async def test_a_pool_in_prometheus_words(lghard_database):
+    """Connections by state, waiting time and evictions, with the pool's name."""
+    registry = CollectorRegistry()
+    async with open_pool(lghard_database, name="checkpoints", max_size=3) as pool:
+        registry.register(PoolCollector(pool))
+        async with pool.connection():
+            busy = generate_latest(registry).decode()
+        pool._evictions["dead"] += 1
+        calm = generate_latest(registry).decode()
+    assert 'lghard_pool_connections{pool="checkpoints",state="borrowed"} 1.0' in busy
+    assert 'lghard_pool_connections{pool="checkpoints",state="idle"} 1.0' in calm
+    assert 'lghard_pool_max_connections{pool="checkpoints"} 3.0' in calm
+    assert 'lghard_pool_borrows_total{pool="checkpoints"} 1.0' in calm
+    assert 'lghard_pool_evictions_total{pool="checkpoints",reason="dead"} 1.0' in calm
+    assert "lghard_pool_longest_borrow_seconds" in calm
+
+
+def test_without_prometheus_client():
+    """The error says what to install."""
+    program = "import sys; sys.modules['prometheus_client.core'] = None; import lghard.metrics"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "pip install 'lghard[prometheus]'" in done.stderr
