@@ -14,7 +14,15 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from lghard import HardenedAsyncPostgresSaver, ManagedPool, open_checkpointer, open_pool
-from tests.postgres.checkpoints import METADATA, checkpoint, config_of, eventually, put, query
+from tests.postgres.checkpoints import (
+    METADATA,
+    checkpoint,
+    config_of,
+    eventually,
+    put,
+    query,
+    waiting_backend,
+)
 
 TABLES = {
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, "
@@ -271,6 +279,7 @@ async def test_one_slow_operation_does_not_hold_up_the_others(
     async with await AsyncConnection.connect(lghard_database) as conn:
         await conn.execute("SELECT FROM checkpoints WHERE thread_id = 'slow' FOR UPDATE")
         slow = asyncio.create_task(put(contestant, "slow"))
+        await waiting_backend(lghard_database)
         if contestant is upstream:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(put(contestant, "quick"), 1)
