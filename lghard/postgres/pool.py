@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -16,7 +16,12 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from psycopg_pool.abc import ACT
 from psycopg_pool.base import AttemptWithBackoff
-from psycopg_pool.pool_async import AddConnection, MaintenanceTask, ReturnConnection
+from psycopg_pool.pool_async import (
+    AddConnection,
+    MaintenanceTask,
+    ReturnConnection,
+    WaitingClient,
+)
 from typing_extensions import override
 
 from lghard.errors import ForeignLoopError
@@ -55,7 +60,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     - A connection that reports a read-only server (SQLSTATE 25006) is not used again, nor are the
       idle ones beside it.
     - A cancellation is honoured on Python 3.11 too, and who has stopped waiting no longer counts
-      as waiting.
+      as waiting: borrowers wait on a future, not on upstream's condition under `wait_for`.
     - Using it in another event loop than the one it was opened in is a `ForeignLoopError`.
     - A `PoolTimeout` has the last connection error as its cause, if there is one.
 
@@ -77,6 +82,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     leak_after: float | None = None
     pooler: bool | None = None
 
+    _waiting: "deque[Waiter[ACT]]"  # type: ignore[assignment]
     _connecting: int = 0
     _draining: bool = False
     _loop: asyncio.AbstractEventLoop | None = None
@@ -214,12 +220,9 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     def _is_clear(self, conn: ACT) -> bool:
         """Whether the way back has nowhere to wait, and so nowhere to be cancelled."""
-        return not (
-            self._lock.locked()
-            or any(waiter._cond.locked() for waiter in self._waiting)
-            or conn.pgconn.transaction_status
-            not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
-        )
+        status = conn.pgconn.transaction_status
+        at_rest = status in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
+        return at_rest and not self._lock.locked()
 
     def _take(self) -> ACT | None:
         """An idle connection that is fit for use, if that can be told here and now.
@@ -239,12 +242,11 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         return conn
 
     def _take_back(self, conn: ACT) -> bool:
-        """Whether `conn` could be made idle again here and now, with nothing else to do for it."""
+        """Whether `conn` could be passed on or made idle here and now, with nothing else to do."""
         if (
             getattr(conn, "_pool", None) is not self
             or self._closed
             or self._reset
-            or self._waiting
             or self._pool_full_event
             or conn.pgconn.transaction_status != TransactionStatus.IDLE
             or conn._created_at <= self._drained_at
@@ -253,6 +255,9 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             return False
         conn._pool = None
         setattr(conn, _IDLE_SINCE, now)
+        while self._waiting:
+            if self._waiting.popleft().take(conn):
+                return True
         self._pool.append(conn)
         return True
 
@@ -291,24 +296,29 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             await self._sweep()
 
     async def _next(self, timeout: float) -> ACT:
-        """Upstream's next connection, without upstream's loss of cancellations and waiters."""
-        task = asyncio.current_task()
-        cancelled = task.cancelling() if task else 0
-        try:
-            conn = await super()._getconn_unchecked(timeout)
-        except BaseException:
-            self._forget_waiters()
-            raise
-        if task and task.cancelling() > cancelled:
-            # asyncio.wait_for of Python 3.11 drops a cancellation that meets its result.
-            self._put_back(conn)
-            raise asyncio.CancelledError
+        """An idle connection, or the next one that somebody brings back or makes."""
+        conn = await self._get_ready_connection(timeout)
+        if conn is None:
+            self._waiting.append(waiter := Waiter[ACT]())
+            self._stats[self._REQUESTS_QUEUED] += 1
+            self._maybe_grow_pool()
+            conn = await self._wait(waiter, timeout)
+        conn._pool = self
         return conn
 
-    def _forget_waiters(self) -> None:
-        """Those who have given up count against max_waiting until a connection comes back."""
-        for waiter in [waiter for waiter in self._waiting if waiter.error]:
-            self._waiting.remove(waiter)
+    async def _wait(self, waiter: "Waiter[ACT]", timeout: float) -> ACT:
+        began = monotonic()
+        try:
+            return await waiter.wait(timeout)
+        except BaseException:
+            self._stats[self._REQUESTS_ERRORS] += 1
+            if waiter.conn:  # it was being served when it was cancelled
+                self._put_back(waiter.conn)
+            if waiter in self._waiting:  # upstream would count it as waiting for ever
+                self._waiting.remove(waiter)
+            raise
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - began))
 
     def _pulse(self, conn: ACT) -> Pulse:
         now = monotonic()
@@ -516,6 +526,56 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             self._nconns += missing
         for _ in range(missing):
             self.run_task(AddConnection(self))
+
+
+class Waiter(WaitingClient[ACT]):
+    """A borrower without a connection.
+
+    Upstream's waits with `asyncio.wait_for`, which costs a task for each wait on Python 3.11 and
+    drops a cancellation that meets its result.
+    """
+
+    __slots__ = ("_served",)
+
+    def __init__(self) -> None:
+        self.conn: ACT | None = None
+        self.error: BaseException | None = None
+        self._served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @override
+    async def wait(self, timeout: float) -> ACT:
+        timer = asyncio.get_running_loop().call_later(timeout, self._refuse, PoolTimeout())
+        try:
+            await self._served
+        finally:
+            timer.cancel()
+        if self.error:
+            raise self.error
+        assert self.conn
+        return self.conn
+
+    def take(self, conn: ACT) -> bool:
+        """Take `conn`; False if it is not needed any more."""
+        if self._served.done():
+            return False
+        self.conn = conn
+        self._served.set_result(None)
+        return True
+
+    def _refuse(self, error: BaseException) -> bool:
+        if self._served.done():
+            return False
+        self.error = error
+        self._served.set_result(None)
+        return True
+
+    @override
+    async def set(self, conn: ACT) -> bool:
+        return self.take(conn)
+
+    @override
+    async def fail(self, error: Exception) -> bool:
+        return self._refuse(error)
 
 
 class PutBack(ReturnConnection):
