@@ -43,6 +43,18 @@ def conninfo_from_environment(environ: Mapping[str, str] = os.environ) -> str:
     )
 
 
+def loops_from_environment(environ: Mapping[str, str] = os.environ) -> int:
+    """How many event loops of this process use the database.
+
+    A LangGraph server runs its jobs on its one loop, or with `BG_JOB_ISOLATED_LOOPS=true` each
+    worker on a loop of its own, besides the one that serves HTTP (langgraph_api 0.16.7,
+    `config/__init__.py`: `N_JOBS_PER_WORKER`, 10 by default).
+    """
+    if environ.get("BG_JOB_ISOLATED_LOOPS", "").lower() not in ("true", "1"):
+        return 1
+    return 1 + int(environ.get("N_JOBS_PER_WORKER") or "10")
+
+
 class PoolSettings(BaseSettings):
     """Sizes and deadlines of a pool; every field can be set as `LGHARD_POOL_<FIELD>`.
 
@@ -61,6 +73,11 @@ class PoolSettings(BaseSettings):
     )
     min_size: NonNegativeInt = Field(default=1, description="connections kept open")
     max_size: PositiveInt = Field(default=10, description="connections at most")
+    loops: PositiveInt = Field(
+        default_factory=loops_from_environment,
+        description="event loops of this process among which shared_pool divides max_size; by "
+        "default 1, or 1 + N_JOBS_PER_WORKER where BG_JOB_ISOLATED_LOOPS=true",
+    )
     timeout: PositiveFloat = Field(
         default=30.0, description="how long a borrower waits for a connection"
     )

@@ -12,6 +12,7 @@ from lghard.postgres.settings import (
     PoolSettings,
     application_name,
     conninfo_from_environment,
+    loops_from_environment,
     parse_conninfo,
 )
 
@@ -99,8 +100,38 @@ def test_each_field_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, 1),
+        ({"N_JOBS_PER_WORKER": "5"}, 1),
+        ({"BG_JOB_ISOLATED_LOOPS": "false", "N_JOBS_PER_WORKER": "5"}, 1),
+        ({"BG_JOB_ISOLATED_LOOPS": "true", "N_JOBS_PER_WORKER": "5"}, 6),
+        ({"BG_JOB_ISOLATED_LOOPS": "True"}, 11),
+        ({"BG_JOB_ISOLATED_LOOPS": "1", "N_JOBS_PER_WORKER": "0"}, 1),
+    ],
+)
+def test_loops_of_a_langgraph_server(environ: dict[str, str], expected: int) -> None:
+    """With isolated loops it has one for each worker, and one that serves HTTP."""
+    assert loops_from_environment(environ) == expected
+
+
+def test_loops_can_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own variable wins over the server's."""
+    monkeypatch.setenv("BG_JOB_ISOLATED_LOOPS", "true")
+    monkeypatch.setenv("LGHARD_POOL_LOOPS", "3")
+    assert PoolSettings(conninfo=CONNINFO).loops == 3
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
-    [("max_size", 0), ("min_size", -1), ("timeout", 0), ("ping_after", -1), ("maxsize", 3)],
+    [
+        ("loops", 0),
+        ("max_size", 0),
+        ("min_size", -1),
+        ("timeout", 0),
+        ("ping_after", -1),
+        ("maxsize", 3),
+    ],
 )
 def test_impossible_values_are_refused(field: str, value: int) -> None:
     """A typo or an impossible number is told, with its name and without the password."""
