@@ -13,9 +13,11 @@ if TYPE_CHECKING:
         HardenedAsyncPostgresSaver,
         ManagedPool,
         PoolOpenError,
+        PoolPlan,
         PoolSettings,
         open_checkpointer,
         open_pool,
+        plan_pool,
     )
 
 __all__ = [
@@ -24,9 +26,11 @@ __all__ = [
     "LghardError",
     "ManagedPool",
     "PoolOpenError",
+    "PoolPlan",
     "PoolSettings",
     "open_checkpointer",
     "open_pool",
+    "plan_pool",
 ]
 
 _HOMES = {
@@ -35,9 +39,11 @@ _HOMES = {
     "LghardError": "lghard.errors",
     "ManagedPool": "lghard.postgres",
     "PoolOpenError": "lghard.postgres",
+    "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",
+    "plan_pool": "lghard.postgres",
 }
 
 

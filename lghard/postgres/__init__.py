@@ -14,14 +14,17 @@ from lghard.postgres.opening import PoolOpenError, open_pool
 from lghard.postgres.pool import ManagedPool
 from lghard.postgres.saver import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres.settings import PoolSettings
+from lghard.postgres.sizing import PoolPlan, plan_pool
 
 __all__ = [
     "HardenedAsyncPostgresSaver",
     "ManagedPool",
     "PoolHealth",
     "PoolOpenError",
+    "PoolPlan",
     "PoolSettings",
     "PoolSnapshot",
     "open_checkpointer",
     "open_pool",
+    "plan_pool",
 ]

@@ -17,6 +17,7 @@ from lghard.errors import LghardError
 from lghard.postgres.liveness import Connection, is_pooled
 from lghard.postgres.pool import ManagedPool
 from lghard.postgres.settings import PoolSettings, parse_conninfo
+from lghard.postgres.sizing import compare_with_server
 from lghard.resilience import backoff, is_transient
 
 logger = logging.getLogger("lghard.postgres")
@@ -38,6 +39,7 @@ class PoolOverrides(TypedDict, total=False):
 
     min_size: int
     max_size: int
+    loops: int
     timeout: float
     open_timeout: float
     connect_timeout: int
@@ -142,7 +144,7 @@ def _build(settings: PoolSettings, arguments: dict[str, Any]) -> Pool:
     return pool
 
 
-async def _open(pool: Pool, settings: PoolSettings) -> None:
+async def _open(pool: Pool, settings: PoolSettings, *, compare: bool = True) -> None:
     """Connect once, before the pool does: a refusal shows at once, a server that starts in time."""
     deadline = monotonic() + settings.open_timeout
     _check_event_loop(pool, settings)
@@ -151,6 +153,8 @@ async def _open(pool: Pool, settings: PoolSettings) -> None:
             await _adapt(pool, settings, conn)
             pool._configure = configure = _configuring(pool, settings)
             await configure(conn)
+            if compare and not pool.pooler:
+                await compare_with_server(conn, settings, timeout=(deadline - monotonic()) / 2)
         await pool.open(wait=True, timeout=deadline - monotonic())
     except (psycopg.Error, TimeoutError, UnicodeError) as error:
         raise _open_error(pool, settings, pool._reconnects.error or error) from error
