@@ -15,9 +15,11 @@ if TYPE_CHECKING:
         PoolOpenError,
         PoolPlan,
         PoolSettings,
+        close_shared_pools,
         open_checkpointer,
         open_pool,
         plan_pool,
+        shared_pool,
     )
 
 __all__ = [
@@ -28,9 +30,11 @@ __all__ = [
     "PoolOpenError",
     "PoolPlan",
     "PoolSettings",
+    "close_shared_pools",
     "open_checkpointer",
     "open_pool",
     "plan_pool",
+    "shared_pool",
 ]
 
 _HOMES = {
@@ -41,9 +45,11 @@ _HOMES = {
     "PoolOpenError": "lghard.postgres",
     "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
+    "close_shared_pools": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",
     "plan_pool": "lghard.postgres",
+    "shared_pool": "lghard.postgres",
 }
 
 

@@ -14,6 +14,7 @@ from lghard.postgres.opening import PoolOpenError, open_pool
 from lghard.postgres.pool import ManagedPool
 from lghard.postgres.saver import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres.settings import PoolSettings
+from lghard.postgres.shared import close_shared_pools, shared_pool
 from lghard.postgres.sizing import PoolPlan, plan_pool
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "PoolPlan",
     "PoolSettings",
     "PoolSnapshot",
+    "close_shared_pools",
     "open_checkpointer",
     "open_pool",
     "plan_pool",
+    "shared_pool",
 ]

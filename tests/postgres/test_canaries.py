@@ -5,6 +5,7 @@ import inspect
 from collections import Counter, deque
 from importlib import import_module
 from importlib.metadata import version
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
+from psycopg_pool.sched_async import AsyncScheduler
 
 AUTOCOMMIT = {"autocommit": True}
 
@@ -245,13 +247,16 @@ def test_private_function(leaning: Leaning) -> None:
         ("_stats", Counter, "ManagedPool._replace"),
         ("_CONNECTIONS_LOST", str, "ManagedPool._replace"),
         ("_closed", bool, "ManagedPool.close"),
+        ("_sched", AsyncScheduler, "shared.py, Share._owns"),
+        ("_sched._event", asyncio.Event, "shared.py, Share._owns"),
+        ("_tasks", asyncio.Queue, "shared.py, Share._owns"),
         ("reconnect_timeout", float, "ManagedPool._add_connection"),
     ],
 )
 async def test_attribute_of_a_pool(attribute: str, kind: type, used_by: str) -> None:
     """An open pool keeps its state where lghard reads it."""
     async with AsyncConnectionPool(min_size=0, max_size=1, open=False) as pool:
-        found = type(getattr(pool, attribute, None))
+        found = type(attrgetter(attribute)(pool))
     complaint = (
         f"psycopg-pool {version('psycopg-pool')} has {found} as the pool's {attribute}, and lghard "
         f"was written for {kind}: look at pool.py, {used_by}"
@@ -293,6 +298,15 @@ async def test_attribute_of_a_pooled_connection(
         f"psycopg {version('psycopg')} and psycopg-pool {version('psycopg-pool')} have no "
         f"{attribute} on a pooled connection any more: look at {used_by}"
     )
+
+
+async def test_task_that_is_dropped_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    """What shared.py sets on the tasks of a closed loop keeps asyncio from reporting them."""
+    task = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    assert task._log_destroy_pending is True  # type: ignore[attr-defined]
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task.cancel()
 
 
 async def test_backend_pid_and_age_of_a_pooled_connection(lghard_empty_database: str) -> None:

@@ -11,9 +11,13 @@ from psycopg_pool import AsyncConnectionPool
 from lghard import (
     HardenedAsyncPostgresSaver,
     ManagedPool,
+    PoolPlan,
     PoolSettings,
+    close_shared_pools,
     open_checkpointer,
     open_pool,
+    plan_pool,
+    shared_pool,
 )
 
 Connection = AsyncConnection[DictRow]
@@ -36,6 +40,25 @@ async def pools() -> None:
     ManagedPool("", min_size="one")  # pyright: ignore[reportArgumentType, reportCallIssue]
     async with open_pool(max_sise=3):  # pyright: ignore[reportCallIssue]
         pass
+
+
+async def shared() -> None:
+    """A shared pool is one as well, and takes what open_pool takes."""
+    pool = await shared_pool("", settings=PoolSettings(), max_size=3, loops=2)
+    assert_type(pool, ManagedPool[Connection])
+    assert_type(HardenedAsyncPostgresSaver(pool).conn, AsyncConnectionPool[Connection])
+    assert_type(await close_shared_pools(), None)
+    await shared_pool(max_sise=3)  # pyright: ignore[reportCallIssue]
+
+
+def plans() -> None:
+    """A plan is a read-only value."""
+    plan = plan_pool(max_connections=100, replicas=2)
+    assert_type(plan, PoolPlan)
+    assert_type((plan.max_size, plan.process_max_size), tuple[int, int])
+    assert_type(plan.explain(), str)
+    plan.replicas = 3  # pyright: ignore[reportAttributeAccessIssue]
+    plan_pool(100)  # pyright: ignore[reportCallIssue]
 
 
 async def savers(pool: ManagedPool[Connection]) -> None:
