@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+ROW = r"^\| ([\w ]+?) +\| +(.+?) +\| +(.+?) +\|$"
 
 
 def run(name):
@@ -19,7 +20,18 @@ def run(name):
 
 def test_every_example_is_tested():
     """A new example needs a new test."""
-    assert ["survive.py"] == sorted(path.name for path in EXAMPLES.glob("*.py"))
+    assert ["shared_pool.py", "survive.py"] == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_shared_pool():
+    """The shared pool stays within its budget; a pool per call takes all that the server has."""
+    printed = run("shared_pool.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    assert ["60 of 60", "8 of 100", "0 times", "none"] == [
+        rows[name][0] for name in ("runs finished", "peak backends", "refused", "error")
+    ]
+    assert int(rows["peak backends"][1].split()[0]) > 80
+    assert int(rows["refused"][1].split()[0]) > 0
 
 
 def test_survive():
