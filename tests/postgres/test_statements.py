@@ -1,0 +1,76 @@
+"""The writes of one operation as one message: what is prepared, and what an error leaves behind."""
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from lghard import open_checkpointer, open_pool
+from lghard.postgres.statements import Statement, send
+from tests.postgres.checkpoints import config_of, put, query
+
+PREPARED = "SELECT count(*) AS number FROM pg_prepared_statements WHERE name LIKE '%lghard%'"
+TOO_MANY = 2**16
+"""Parameters, of which a statement has 65535 at most: libpq refuses it before it is sent."""
+
+DEFERRED = (
+    "CREATE SEQUENCE attempts",
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
+    "AS $$ BEGIN PERFORM nextval('attempts'); RAISE 'refused at the commit'; END $$",
+    "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON checkpoints "
+    "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()",
+)
+
+
+@pytest.fixture
+async def refusing_database(lghard_database):
+    """A database that refuses checkpoints, but only at the commit, and counts them."""
+    async with await AsyncConnection.connect(lghard_database, autocommit=True) as conn:
+        for statement in DEFERRED:
+            await conn.execute(statement)
+    return lghard_database
+
+
+@pytest.mark.parametrize("prepare_threshold", [5, None])
+async def test_an_error_at_the_commit_is_raised_once(refusing_database, prepare_threshold):
+    """It comes behind the answers to all statements, and it is the server's own."""
+    kwargs = {"prepare_threshold": prepare_threshold}
+    async with open_checkpointer(refusing_database, setup=False, kwargs=kwargs) as saver:
+        with pytest.raises(psycopg.errors.RaiseException, match="refused at the commit"):
+            await put(saver, "t")
+    assert [(1,)] == await query(refusing_database, "SELECT last_value FROM attempts")
+    assert [] == await query(refusing_database, "SELECT FROM checkpoint_blobs")
+
+
+async def test_many_writes_of_one_query_prepare_one_statement(lghard_database):
+    """Each prepared statement takes memory of the server for as long as the connection lives."""
+    writes = [("messages", number) for number in range(1000)]
+    async with open_checkpointer(lghard_database, setup=False, max_size=1) as saver:
+        await saver.aput_writes(config_of("t", "1"), writes, "task")
+        async with saver.conn.connection() as conn:
+            found = await (await conn.execute(PREPARED)).fetchone()
+    assert {"number": 1} == found
+    assert [(1000,)] == await query(lghard_database, "SELECT count(*) FROM checkpoint_writes")
+
+
+@pytest.mark.parametrize("prepare_threshold", [5, None])
+async def test_what_libpq_refuses_leaves_no_open_pipeline(lghard_database, prepare_threshold):
+    """The connection is closed, and the next borrower gets another one."""
+    query = f"SELECT {', '.join(['%s'] * TOO_MANY)}"
+    kwargs = {"prepare_threshold": prepare_threshold}
+    async with open_pool(lghard_database, max_size=1, kwargs=kwargs) as pool:
+        async with pool.connection() as conn:
+            with pytest.raises(psycopg.OperationalError, match="number of parameters"):
+                await send(conn, [Statement(query, range(TOO_MANY))])
+            assert conn.closed
+        async with pool.connection() as conn:
+            found = await (await conn.execute("SELECT 1 AS one")).fetchone()
+    assert {"one": 1} == found
+
+
+async def test_the_times_of_a_channel_are_kept_once(lghard_database):
+    """However often, and in whatever numbers, a graph writes to it."""
+    async with open_checkpointer(lghard_database, setup=False) as saver:
+        for number in range(1, 20):
+            writes = [("__pregel_tasks", value) for value in range(number)]
+            await saver.aput_writes(config_of("t", "1"), writes, f"task {number}")
+        assert [frozenset({"__pregel_tasks"})] == list(saver._serialize._seconds)
