@@ -629,6 +629,23 @@ async def test_cancelled_while_being_served(until: Until, conninfo: str) -> None
         await until(lambda: is_whole(pool))
 
 
+async def test_cancelled_on_the_way_back(until: Until, conninfo: str) -> None:
+    """The connection returns all the same, also when somebody else holds the pool's lock."""
+    async with opened(conninfo, 1) as pool:
+        conn = await pool.getconn()
+        await conn.set_autocommit(False)
+        await conn.execute("SELECT 1")
+        async with pool._lock:
+            returning = asyncio.create_task(pool.putconn(conn))
+            await until(lambda: pool._returning)
+            await until(lambda: not is_asked(conn))
+            returning.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await returning
+        await until(lambda: is_whole(pool))
+        assert await works(pool)
+
+
 # Closing
 
 

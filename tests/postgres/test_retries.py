@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from lghard import HardenedAsyncPostgresSaver, open_checkpointer
-from lghard.postgres.retries import RULES, Repeat
+from lghard.postgres.retries import LONG, RULES, Operation, Outage, Repeat, current_operation
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
     checkpoint,
@@ -341,3 +341,185 @@ async def test_behind_a_pooler_a_lost_write_has_an_unknown_outcome(pooled):
     assert "outcome of aput is unknown" in "".join(notes_of(caught.value))
     assert "tried 2 times" in "".join(notes_of(caught.value))
     await put(saver, "t", 2)
+
+
+IN_FLIGHT = ["aget_tuple", "aput", "adelete_thread"]
+"""An operation for each way of talking to the server: one statement, one message, a pipeline."""
+
+
+@pytest.mark.parametrize("name", IN_FLIGHT)
+async def test_cancelled_while_the_network_is_silent(saver, proxy, name):
+    """It ends soon; psycopg would ask an unreachable server for ten seconds to cancel."""
+    await OPERATIONS[name](saver)
+    proxy.blackhole()
+    task = asyncio.ensure_future(OPERATIONS[name](saver))
+    await eventually(lambda: saver.conn.snapshot().borrowed)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.done()
+    assert task.cancelled()
+    await eventually(lambda: saver.conn.snapshot().borrowed == 0)
+    proxy.restore(lose=True)
+
+
+async def slow_down_checkpoints(conninfo, seconds):
+    """Let the server take its time for each checkpoint."""
+    async with await AsyncConnection.connect(conninfo, autocommit=True) as conn:
+        await conn.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql "
+            f"AS $$ BEGIN PERFORM pg_sleep({seconds}); RETURN new; END $$"
+        )
+        await conn.execute(
+            "CREATE TRIGGER slow BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+
+
+async def test_a_large_task_gets_more_time_at_the_next_attempt(lghard_database):
+    """Perhaps it was not the server; cut off after the same time, it would never succeed."""
+    await slow_down_checkpoints(lghard_database, 0.5)
+    async with open_checkpointer(
+        lghard_database, setup=False, attempt_timeout=0.2, deadline=5.0
+    ) as saver:
+        await put(saver, "t")
+        assert await saver.aget_tuple(config_of("t"))
+
+
+@pytest.mark.parametrize("name", sorted(LONG))
+async def test_long_work_is_not_cut_off(lghard_database, name, caplog):
+    """How long it takes depends on how much there is, and attempt_timeout does not know that."""
+    async with open_checkpointer(lghard_database, setup=False, attempt_timeout=0.1) as saver:
+        async with await AsyncConnection.connect(lghard_database) as conn:
+            await conn.execute("LOCK checkpoints, checkpoint_migrations")
+            task = asyncio.ensure_future(OPERATIONS[name](saver))
+            pid = await waiting_backend(lghard_database)
+            await eventually(lambda: waiting_for_long(lghard_database, pid))
+        await task
+    assert [] == [record for record in caplog.records if record.name == "lghard.postgres"]
+
+
+async def waiting_for_long(conninfo, pid):
+    """Whether that backend has waited for several attempt timeouts."""
+    return await query(
+        conninfo,
+        "SELECT FROM pg_stat_activity "
+        "WHERE pid = %s AND clock_timestamp() - query_start > interval '0.5 s'",
+        pid,
+    )
+
+
+@pytest.fixture
+async def committing(lghard_database, proxy):
+    """A saver on a pool that is not in autocommit mode."""
+    async with AsyncConnectionPool(proxy.conninfo(lghard_database), open=False) as pool:
+        await pool.wait()
+        saver = HardenedAsyncPostgresSaver(pool, attempt_timeout=0.2, deadline=1.0)
+        await put(saver, "t")
+        yield saver
+
+
+async def test_a_commit_is_bounded(committing, proxy):
+    """It is a part of the attempt, so a server that does not answer it is given up, too."""
+    proxy.hold_requests(containing=b"COMMIT")
+    task = asyncio.ensure_future(committing.aget_tuple(config_of("t")))
+    await asyncio.wait({task}, timeout=30)
+    proxy.release()
+    with pytest.raises(psycopg.OperationalError):
+        await task
+
+
+async def test_the_loss_of_a_commit_is_settled_first(committing, proxy):
+    """A delete is repeated only when the backend that was to commit it is gone."""
+    proxy.lose_responses(containing=b"COMMIT")
+    proxy.hold_requests(containing=b"pg_terminate_backend")
+    task = asyncio.ensure_future(committing.adelete_thread("t"))
+    await eventually(lambda: proxy.held or task.done())
+    assert [1, 1] == [proxy.lost, proxy.held]
+    proxy.release()
+    await task
+
+
+async def test_a_failure_after_a_loss_says_that_the_outcome_is_unknown(
+    saver, proxy, lghard_database
+):
+    """The lost attempt may have committed, whatever has kept the next one from it."""
+    await OPERATIONS["aput_writes, UPSERT"](saver)
+    proxy.lose_responses()
+    proxy.hold_requests(containing=b"pg_terminate_backend")
+    task = asyncio.ensure_future(OPERATIONS["aput_writes, UPSERT"](saver))
+    await eventually(lambda: proxy.held)
+    async with await AsyncConnection.connect(lghard_database, autocommit=True) as conn:
+        await conn.execute("ALTER TABLE checkpoint_writes RENAME TO gone")
+    proxy.release()
+    with pytest.raises(psycopg.errors.UndefinedTable) as caught:
+        await task
+    assert "outcome of aput_writes, UPSERT is unknown" in "".join(notes_of(caught.value))
+
+
+async def test_no_error_is_its_own_cause(saver, proxy):
+    """Lost at once, then held until the deadline: what is raised at the end tells of both."""
+    saver.deadline, saver.attempt_timeout = 1.0, 30.0
+    proxy.hold_requests(containing=b"INSERT INTO checkpoint")
+    task = asyncio.ensure_future(put(saver, "t"))
+    await eventually(lambda: proxy.held)
+    proxy.reset()
+    with pytest.raises(psycopg.OperationalError) as caught:
+        await task
+    chain = list(causes_of(caught.value))
+    assert len(set(map(id, chain))) == len(chain)
+
+
+def causes_of(error):
+    """The error, its cause, that one's cause, …; no more than anybody would read."""
+    for _ in range(20):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__
+
+
+def lines(caplog):
+    """The levels of what the saver has logged."""
+    return [record.levelname for record in caplog.records if record.name == "lghard.postgres"]
+
+
+async def test_an_outage_that_outlives_an_operation_hides_no_later_one(saver, proxy, caplog):
+    """The operation has given up; the next outage has its two lines again."""
+    caplog.set_level(logging.INFO, "lghard.postgres")
+    saver.deadline = 0.2
+    proxy.refuse()
+    proxy.reset()
+    with pytest.raises(psycopg.OperationalError):
+        await put(saver, "t")
+    proxy.accept()
+    saver.deadline = 60.0
+    await put(saver, "t")
+    assert ["WARNING"] == lines(caplog)
+    proxy.lose_responses()
+    await put(saver, "t", 2)
+    assert ["WARNING", "WARNING", "INFO"] == lines(caplog)
+
+
+async def test_one_outage_is_two_lines(saver, proxy, caplog):
+    """However many operations are in it."""
+    caplog.set_level(logging.INFO, "lghard.postgres")
+    await asyncio.gather(*(put(saver, f"t{number}") for number in range(4)))
+    proxy.hold_requests(containing=b"checkpoint_ns")
+    tasks = [asyncio.create_task(saver.aget_tuple(config_of("t0"))) for _ in range(4)]
+    await eventually(lambda: proxy.held == 4)
+    proxy.reset()
+    proxy.release()
+    assert all(await asyncio.gather(*tasks))
+    assert ["WARNING", "INFO"] == lines(caplog)
+
+
+async def test_a_task_started_inside_an_operation_is_not_in_it():
+    """It may outlive the operation, its deadline and its rule."""
+
+    async def ask():
+        return current_operation()
+
+    async def call():
+        return await ask(), await asyncio.create_task(ask())
+
+    operation = Operation("aput", deadline=60.0, attempt_timeout=60.0)
+    assert (operation, None) == await operation.run(call, Outage())
