@@ -494,6 +494,7 @@ async def test_an_outage_that_outlives_an_operation_hides_no_later_one(saver, pr
     saver.deadline = 60.0
     await put(saver, "t")
     assert ["WARNING"] == lines(caplog)
+    await eventually(lambda: saver.conn.snapshot().size == saver.conn.snapshot().idle)
     proxy.lose_responses()
     await put(saver, "t", 2)
     assert ["WARNING", "WARNING", "INFO"] == lines(caplog)
