@@ -1,4 +1,4 @@
-"""Who has borrowed a connection, since when, and from where in the code."""
+"""Who has borrowed a connection, since when and from where in the code, and who waits for one."""
 
 import asyncio
 import logging
@@ -8,10 +8,65 @@ from dataclasses import dataclass
 from time import monotonic
 from types import CodeType, FrameType
 
+from psycopg_pool import PoolTimeout
+from psycopg_pool.abc import ACT
+from psycopg_pool.pool_async import WaitingClient
+from typing_extensions import override
+
 logger = logging.getLogger("lghard.postgres")
 
 # Frames of the borrower that a report shows; enough to get past LangGraph's own.
 _DEPTH = 24
+
+
+class Waiter(WaitingClient[ACT]):
+    """A borrower without a connection.
+
+    Upstream's waits with `asyncio.wait_for`, which costs a task for each wait on Python 3.11 and
+    drops a cancellation that meets its result.
+    """
+
+    __slots__ = ("_served",)
+
+    def __init__(self) -> None:
+        self.conn: ACT | None = None
+        self.error: BaseException | None = None
+        self._served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @override
+    async def wait(self, timeout: float) -> ACT:
+        timer = asyncio.get_running_loop().call_later(timeout, self._refuse, PoolTimeout())
+        try:
+            await self._served
+        finally:
+            timer.cancel()
+        if self.error:
+            raise self.error
+        assert self.conn
+        return self.conn
+
+    def take(self, conn: ACT) -> bool:
+        """Take `conn`; False if it is not needed any more."""
+        if self._served.done():
+            return False
+        self.conn = conn
+        self._served.set_result(None)
+        return True
+
+    def _refuse(self, error: BaseException) -> bool:
+        if self._served.done():
+            return False
+        self.error = error
+        self._served.set_result(None)
+        return True
+
+    @override
+    async def set(self, conn: ACT) -> bool:
+        return self.take(conn)
+
+    @override
+    async def fail(self, error: Exception) -> bool:
+        return self._refuse(error)
 
 
 @dataclass(slots=True)

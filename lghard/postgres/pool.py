@@ -20,12 +20,11 @@ from psycopg_pool.pool_async import (
     AddConnection,
     MaintenanceTask,
     ReturnConnection,
-    WaitingClient,
 )
 from typing_extensions import override
 
 from lghard.errors import ForeignLoopError
-from lghard.postgres.borrowing import Borrows
+from lghard.postgres.borrowing import Borrows, Waiter
 from lghard.postgres.health import PoolHealth, PoolSnapshot
 from lghard.postgres.liveness import Pulse, abort, abort_after, look, ping
 from lghard.postgres.reconnecting import Attempt, Reconnects
@@ -82,7 +81,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     leak_after: float | None = None
     pooler: bool | None = None
 
-    _waiting: "deque[Waiter[ACT]]"  # type: ignore[assignment]
+    _waiting: deque[Waiter[ACT]]  # type: ignore[assignment]
     _connecting: int = 0
     _draining: bool = False
     _loop: asyncio.AbstractEventLoop | None = None
@@ -306,7 +305,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         conn._pool = self
         return conn
 
-    async def _wait(self, waiter: "Waiter[ACT]", timeout: float) -> ACT:
+    async def _wait(self, waiter: Waiter[ACT], timeout: float) -> ACT:
         began = monotonic()
         try:
             return await waiter.wait(timeout)
@@ -526,56 +525,6 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             self._nconns += missing
         for _ in range(missing):
             self.run_task(AddConnection(self))
-
-
-class Waiter(WaitingClient[ACT]):
-    """A borrower without a connection.
-
-    Upstream's waits with `asyncio.wait_for`, which costs a task for each wait on Python 3.11 and
-    drops a cancellation that meets its result.
-    """
-
-    __slots__ = ("_served",)
-
-    def __init__(self) -> None:
-        self.conn: ACT | None = None
-        self.error: BaseException | None = None
-        self._served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    @override
-    async def wait(self, timeout: float) -> ACT:
-        timer = asyncio.get_running_loop().call_later(timeout, self._refuse, PoolTimeout())
-        try:
-            await self._served
-        finally:
-            timer.cancel()
-        if self.error:
-            raise self.error
-        assert self.conn
-        return self.conn
-
-    def take(self, conn: ACT) -> bool:
-        """Take `conn`; False if it is not needed any more."""
-        if self._served.done():
-            return False
-        self.conn = conn
-        self._served.set_result(None)
-        return True
-
-    def _refuse(self, error: BaseException) -> bool:
-        if self._served.done():
-            return False
-        self.error = error
-        self._served.set_result(None)
-        return True
-
-    @override
-    async def set(self, conn: ACT) -> bool:
-        return self.take(conn)
-
-    @override
-    async def fail(self, error: Exception) -> bool:
-        return self._refuse(error)
 
 
 class PutBack(ReturnConnection):

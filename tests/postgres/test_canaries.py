@@ -71,19 +71,19 @@ LEANINGS = [
         (
             "_connect",
             "async (self, timeout=None)",
-            "ManagedPool._connect and _verify",
-            "it is overridden to remember the last error, and makes the first connection",
+            "ManagedPool._connect",
+            "it is overridden to tell Reconnects how it went",
         ),
         (
             "_add_connection",
             "async (self, attempt, growing=False)",
             "ManagedPool._add_connection",
-            "it is overridden to wait shorter between attempts",
+            "it is overridden to count how long a connection is missing",
         ),
         (
             "run_task",
             "(self, task)",
-            "ManagedPool._replace",
+            "ManagedPool._evict",
             "it has a worker make a connection",
         ),
         (
@@ -91,6 +91,30 @@ LEANINGS = [
             "(self)",
             "ManagedPool._open",
             "it is overridden: what a pool has only while it is open is made there",
+        ),
+        (
+            "_get_ready_connection",
+            "async (self, timeout)",
+            "ManagedPool._next",
+            "it gives an idle connection, or raises when there is no time or no place to wait",
+        ),
+        (
+            "_maybe_grow_pool",
+            "(self)",
+            "ManagedPool._next",
+            "it has another connection made for who waits",
+        ),
+        (
+            "schedule_task",
+            "async (self, task, delay)",
+            "ManagedPool.schedule_task",
+            "it is overridden: when to reconnect is Reconnects' matter",
+        ),
+        (
+            "_start_initial_tasks",
+            "(self)",
+            "ManagedPool._start_initial_tasks",
+            "it is overridden, to start the housekeeping",
         ),
         (
             "check_connection",
@@ -101,6 +125,20 @@ LEANINGS = [
     ]
 ]
 LEANINGS += [
+    *(
+        Leaning(
+            "psycopg-pool",
+            f"psycopg_pool.pool_async:WaitingClient.{name}",
+            signature,
+            "borrowing.py, Waiter",
+            "Waiter stands in its place in the pool's queue",
+        )
+        for name, signature in {
+            "wait": "async (self, timeout)",
+            "set": "async (self, conn)",
+            "fail": "async (self, error)",
+        }.items()
+    ),
     Leaning(
         "psycopg-pool",
         "psycopg_pool.pool_async:AddConnection",
@@ -244,8 +282,8 @@ def test_private_function(leaning: Leaning) -> None:
         ("_lock", asyncio.Lock, "ManagedPool._sweep"),
         ("_pool", deque, "ManagedPool._sweep"),
         ("_nconns", int, "ManagedPool._advice"),
-        ("_stats", Counter, "ManagedPool._replace"),
-        ("_CONNECTIONS_LOST", str, "ManagedPool._replace"),
+        ("_stats", Counter, "ManagedPool._evict"),
+        ("_CONNECTIONS_LOST", str, "ManagedPool._evict"),
         ("_closed", bool, "ManagedPool.close"),
         ("_sched", AsyncScheduler, "shared.py, Share._owns"),
         ("_sched._event", asyncio.Event, "shared.py, Share._owns"),
