@@ -14,8 +14,8 @@ from lghard.postgres.liveness import is_pooled
 
 _VERSION = "SELECT max(v) AS version FROM checkpoint_migrations"
 
-# Left behind by a CREATE INDEX CONCURRENTLY that was cancelled; one that is still at work looks the
-# same, which is why this is asked under the lock.
+# Left behind by a CREATE INDEX CONCURRENTLY that was cancelled. Only LangGraph's own indexes are
+# ours to mend, and not while somebody is building them.
 _INVALID_INDEXES = """
 SELECT c.relname AS name
 FROM pg_catalog.pg_index AS i
@@ -23,6 +23,9 @@ JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
 WHERE NOT i.indisvalid
 AND i.indrelid IN (
     to_regclass('checkpoints'), to_regclass('checkpoint_blobs'), to_regclass('checkpoint_writes')
+)
+AND NOT EXISTS (
+    SELECT FROM pg_catalog.pg_stat_progress_create_index AS p WHERE p.index_relid = i.indexrelid
 )
 """
 
@@ -45,7 +48,8 @@ async def migrate(conn: psycopg.AsyncConnection[DictRow], migrations: Sequence[s
         if await _is_current(cur, migrations):
             return
         # A transaction pooler gives each statement another session, and none can hold a lock.
-        async with _lock(cur, held=not await is_pooled(conn)):
+        alone = not await is_pooled(conn)
+        async with _unhurried(cur, alone=alone), _lock(cur, held=alone):
             await _rebuild_invalid_indexes(cur, migrations)
             await _run_missing(cur, migrations)
 
@@ -58,7 +62,7 @@ async def _is_current(cur: Cursor, migrations: Sequence[str]) -> bool:
         version = await _version(cur)
     except psycopg.errors.UndefinedTable:
         return False
-    return version == len(migrations) - 1 and not await _invalid_indexes(cur)
+    return version >= len(migrations) - 1 and not await _invalid_indexes(cur, migrations)
 
 
 async def _version(cur: Cursor) -> int:
@@ -67,9 +71,25 @@ async def _version(cur: Cursor) -> int:
     return -1 if row is None or row["version"] is None else int(row["version"])
 
 
-async def _invalid_indexes(cur: Cursor) -> list[str]:
+async def _invalid_indexes(cur: Cursor, migrations: Sequence[str]) -> list[str]:
     await cur.execute(_INVALID_INDEXES)
-    return [row["name"] for row in await cur.fetchall()]
+    names = [row["name"] for row in await cur.fetchall()]
+    return [name for name in names if any(f" {name} " in migration for migration in migrations)]
+
+
+@asynccontextmanager
+async def _unhurried(cur: Cursor, *, alone: bool) -> AsyncIterator[None]:
+    """Without the session's timeouts, which are meant for statements that users wait for."""
+    names = ("statement_timeout", "lock_timeout") if alone else ()
+    before = [await _answer(cur, f"SELECT current_setting('{name}') AS answer") for name in names]
+    for name in names:
+        await cur.execute(f"SET {name} = 0")
+    try:
+        yield
+    finally:
+        if not cur.connection.closed:
+            for name, value in zip(names, before, strict=True):
+                await cur.execute("SELECT set_config(%s, %s, false)", (name, value))
 
 
 @asynccontextmanager
@@ -91,7 +111,7 @@ async def _answer(cur: Cursor, query: str) -> Any:
 
 
 async def _rebuild_invalid_indexes(cur: Cursor, migrations: Sequence[str]) -> None:
-    for name in await _invalid_indexes(cur):
+    for name in await _invalid_indexes(cur, migrations):
         await cur.execute(
             sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(name))
         )

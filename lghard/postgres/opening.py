@@ -244,6 +244,7 @@ _NEXT_STEPS = {
     "resolve": "check the host name in the conninfo",
     "too many connections for": "lower max_size, or raise the CONNECTION LIMIT of the role",
     "no answer within": "is the host reachable from here (firewall, security group)?",
+    "ProactorEventLoop": "choose the SelectorEventLoop where your application starts",
     "timeout": "is the host reachable from here (firewall, security group)?",
 }
 _REFUSALS = tuple(_NEXT_STEPS)[:5]

@@ -135,9 +135,14 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         if self._closed:
             return
         self._check_loop()
-        if drain_timeout and len(self._borrows):
-            self._draining = True
-            await self._borrows.all_back(drain_timeout)
+        try:
+            if drain_timeout and len(self._borrows):
+                self._draining = True
+                await self._borrows.all_back(drain_timeout)
+        finally:
+            await self._shut(timeout)
+
+    async def _shut(self, timeout: float) -> None:
         asked = dict(self._asked)
         for conn in asked.values():
             abort(conn)

@@ -48,7 +48,8 @@ RULES = {
 }
 
 
-# How long these take depends on how much there is. Their deadline counts from the first failure.
+# How long these take depends on how much there is. Their deadline counts from the first failure,
+# and bounds what comes after it.
 LONG = frozenset({"setup", "aprune", "adelete_thread"})
 _LONG_ATTEMPT = 3600.0  # seconds
 
@@ -170,7 +171,7 @@ class Operation:
         async with pool.connection(timeout=min(pool.timeout, self.remaining())) as conn:
             backend = Backend(conn.pgconn.backend_pid, conn._created_at)
             patience = self._attempt_timeout
-            if self.name not in LONG:
+            if self.name not in LONG or self._loss:
                 patience = min(patience, self.remaining())
             began = monotonic()
             try:

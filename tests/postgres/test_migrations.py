@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from lghard import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard import HardenedAsyncPostgresSaver, open_checkpointer, open_pool
 from lghard.testing import temporary_pgbouncer
 from tests.postgres.checkpoints import config_of, eventually, put, query
 
@@ -204,3 +204,42 @@ async def test_each_schema_has_tables_of_its_own(lghard_database):
         lghard_database,
         "SELECT (SELECT count(*) FROM tenant.checkpoints), (SELECT count(*) FROM checkpoints)",
     )
+
+
+async def test_an_index_of_somebody_else_is_left_alone(lghard_database):
+    """An INVALID index that is not LangGraph's is its owner's to mend."""
+    async with await AsyncConnection.connect(lghard_database, autocommit=True) as conn:
+        for _ in range(2):
+            await conn.execute(
+                "INSERT INTO checkpoint_writes (thread_id, checkpoint_id, task_id, idx, channel, "
+                "blob) SELECT 't', 'c', gen_random_uuid()::text, 0, 'same', ''"
+            )
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            await conn.execute(
+                "CREATE UNIQUE INDEX CONCURRENTLY my_own ON checkpoint_writes (channel)"
+            )
+    async with open_checkpointer(lghard_database):
+        pass
+    found = await query(lghard_database, "SELECT to_regclass('my_own') IS NOT NULL")
+    assert [(True,)] == found
+
+
+async def test_setup_has_no_statement_timeout(lghard_empty_database):
+    """The pool's timeouts are for statements that users wait for, and hold again afterwards."""
+    async with (
+        open_pool(lghard_empty_database, statement_timeout=30) as pool,
+        open_checkpointer(pool),
+        pool.connection() as conn,
+    ):
+        row = await (await conn.execute("SHOW statement_timeout")).fetchone()
+    assert {"statement_timeout": "30s"} == row
+
+
+async def test_tables_of_a_newer_version_are_current(lghard_database):
+    """After a rollback of the application its older migrations have nothing to do."""
+    async with await AsyncConnection.connect(lghard_database, autocommit=True) as conn:
+        await conn.execute("INSERT INTO checkpoint_migrations (v) VALUES (1000)")
+        await conn.execute("ALTER TABLE checkpoint_migrations RENAME TO kept")
+        await conn.execute("CREATE VIEW checkpoint_migrations AS SELECT * FROM kept")
+    async with open_checkpointer(lghard_database) as saver:
+        assert await saver.aget_tuple({"configurable": {"thread_id": "t"}}) is None
