@@ -109,8 +109,10 @@ class Borrows:
         self._all_back.clear()
         if self._out:
             waiting = asyncio.ensure_future(self._all_back.wait())
-            await asyncio.wait({waiting}, timeout=timeout)
-            waiting.cancel()
+            try:
+                await asyncio.wait({waiting}, timeout=timeout)
+            finally:
+                waiting.cancel()
         return not self._out
 
     def report(self, pool: str, leak_after: float) -> None:

@@ -314,7 +314,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         began = monotonic()
         try:
             return await waiter.wait(timeout)
-        except BaseException:
+        except BaseException:  # a cancellation above all: whoever leaves must leave nothing behind
             self._stats[self._REQUESTS_ERRORS] += 1
             if waiter.conn:  # it was being served when it was cancelled
                 self._put_back(waiter.conn)
@@ -432,7 +432,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         self._connecting += 1
         try:
             conn = await super()._connect(timeout)
-        except Exception as error:
+        except Exception as error:  # the configure callback may raise anything
             self._reconnects.failed(error)
             raise
         finally:
@@ -483,8 +483,11 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     async def health(self, timeout: float = 5.0) -> PoolHealth:
         """Whether a request could be served now: for a readiness endpoint.
 
-        It borrows a connection and asks the server one question. It raises nothing, and takes no
-        longer than `timeout` seconds.
+        It borrows a connection and asks the server one question, within `timeout` seconds in all.
+        What the database or the pool has to say against it is in the reasons, not raised.
+
+        Raises:
+            ForeignLoopError: the pool belongs to another event loop.
 
         Example:
             >>> health = await pool.health()
@@ -510,8 +513,9 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         )
 
     async def _interview(self, timeout: float) -> tuple[bool, str, int, int]:
+        ends_at = monotonic() + timeout
         async with self.connection(timeout) as conn:
-            with abort_after(conn, timeout):
+            with abort_after(conn, ends_at - monotonic()):
                 async with conn.cursor(row_factory=tuple_row) as cur:
                     await cur.execute(
                         "SELECT current_setting('transaction_read_only')::bool, "
