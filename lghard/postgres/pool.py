@@ -303,7 +303,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         """An idle connection, or the next one that somebody brings back or makes."""
         conn = await self._get_ready_connection(timeout)
         if conn is None:
-            self._waiting.append(waiter := Waiter[ACT]())
+            waiter: Waiter[ACT] = Waiter()  # Waiter[ACT]() takes longer than the rest of this
+            self._waiting.append(waiter)
             self._stats[self._REQUESTS_QUEUED] += 1
             self._maybe_grow_pool()
             conn = await self._wait(waiter, timeout)
