@@ -98,7 +98,8 @@ class Operation:
         self.name = name
         self.rule = RULES[name]
         self.attempts = 0
-        self.task = asyncio.current_task()
+        self.pool: AsyncConnectionPool[Connection] | None = None
+        self.task: asyncio.Task[Any] | None = None
         self._started_at = monotonic()
         self._deadline = deadline
         self._attempt_timeout = _LONG_ATTEMPT if name in LONG else attempt_timeout
@@ -110,8 +111,18 @@ class Operation:
         """Seconds until the deadline."""
         return max(0.0, self._ends_at - monotonic())
 
-    async def run(self, call: Callable[[], Awaitable[T]], outage: "Outage") -> T:
-        """The result of `call`, repeated as often as the rule and the deadline allow."""
+    async def run(
+        self,
+        call: Callable[[], Awaitable[T]],
+        outage: "Outage",
+        pool: AsyncConnectionPool[Connection],
+    ) -> T:
+        """The result of `call`, repeated as often as the rule and the deadline allow.
+
+        It may be run again with another pool: what earlier attempts left behind is remembered.
+        """
+        self.pool = pool
+        self.task = asyncio.current_task()
         token = _current.set(self)
         try:
             return await self._attempt(call)

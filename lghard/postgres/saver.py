@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
+from lghard.postgres.home import Here, Place, Stay
 from lghard.postgres.migrations import migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.retries import Connection, Operation, Outage, current_operation
@@ -68,7 +69,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         ...     graph = builder.compile(checkpointer=HardenedAsyncPostgresSaver(pool))
     """
 
-    conn: AsyncConnectionPool[Connection]
+    _place: Place
 
     def __init__(
         self,
@@ -95,6 +96,15 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         self.attempt_timeout = attempt_timeout
         self._outage = Outage()
         self._serialize = Serializing()
+
+    @property
+    def conn(self) -> AsyncConnectionPool[Connection]:
+        """The pool. One that `open_checkpointer` opened moves when a second event loop comes."""
+        return self._place.pool
+
+    @conn.setter
+    def conn(self, pool: AsyncConnectionPool[Connection]) -> None:
+        self._place = Here(pool)
 
     @override
     @classmethod
@@ -267,14 +277,16 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
     async def _run(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         if current_operation():  # one operation calls another: the outer one repeats both
             return await call()
-        return await self._operation(name).run(call, self._outage)
+        operation = self._operation(name)
+        work = partial(operation.run, call, self._outage)
+        return await self._place.run(work, patience=operation.remaining())
 
     def _operation(self, name: str) -> Operation:
         return Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)
 
     def _connection(self) -> AbstractAsyncContextManager[Connection]:
         operation = current_operation() or self._operation("setup")
-        return operation.connection(self.conn)
+        return operation.connection(operation.pool or self.conn)
 
     @override
     @asynccontextmanager
@@ -333,26 +345,24 @@ async def open_checkpointer(
         ...     graph = builder.compile(checkpointer=checkpointer)
         ...     await graph.ainvoke(state, {"configurable": {"thread_id": "1"}})
     """
-    async with _pool(source, overrides) as pool:
+    async with _place(source, overrides) as place:
         saver = HardenedAsyncPostgresSaver(
-            pool, serde=serde, deadline=deadline, attempt_timeout=attempt_timeout
+            place.pool, serde=serde, deadline=deadline, attempt_timeout=attempt_timeout
         )
+        saver._place = place
         if setup:
             await saver.setup()
         yield saver
 
 
-@asynccontextmanager
-async def _pool(
+def _place(
     source: str | AsyncConnectionPool[AsyncConnection[DictRow]] | None, overrides: PoolOverrides
-) -> AsyncIterator[AsyncConnectionPool[AsyncConnection[DictRow]]]:
+) -> AbstractAsyncContextManager[Place]:
     if not isinstance(source, AsyncConnectionPool):
-        async with open_pool(source, **overrides) as pool:
-            yield pool
-    elif overrides:
+        return Stay(source, overrides)
+    if overrides:
         raise TypeError(
             f"{', '.join(overrides)}: these are settings of a pool that is opened, and the one "
             "that was passed in is open already; set them where it is opened"
         )
-    else:
-        yield source
+    return nullcontext(Here(source))

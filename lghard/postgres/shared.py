@@ -85,7 +85,7 @@ async def close_shared_pools() -> None:
     that are in use. A pool of another loop is closed there; where that loop does not run, idle
     connections are closed from here.
     """
-    await asyncio.gather(*(share.close() for share in _registry.take()))
+    await asyncio.gather(*(share.close() for share in _registry.take(Share.is_public)))
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,10 @@ class Request:
         sizes = {"max_size": size, "min_size": min(self.settings.min_size, size)}
         return self.settings.model_copy(update=sizes)
 
+    def equals(self, other: "Request") -> bool:
+        """Whether both ask for the same pool."""
+        return self.database == other.database and not any(self._differences(other))
+
     def refuse_another(self, other: "Request") -> None:
         """Raise ValueError if `other` asks the same pool to be something else."""
         differences = [*self._differences(other)]
@@ -201,12 +205,19 @@ def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 
 
 class Share:
-    """One event loop's part of the connections to a database, and the pool that makes them."""
+    """One event loop's part of the connections to a database, and the pool that makes them.
 
-    def __init__(self, call: Call, asked: Request) -> None:
+    Args:
+        call: what was called for.
+        asked: the same, understood.
+        settings: of a pool that `shared_pool` gives to nobody; by default, this loop's part.
+    """
+
+    def __init__(self, call: Call, asked: Request, *, settings: PoolSettings | None = None) -> None:
         self.call = call
         self.asked = asked
-        self.settings = asked.share_of_settings()
+        self.settings = settings or asked.share_of_settings()
+        self._is_private = settings is not None
         self.loop = asyncio.get_running_loop()
         self.thread = threading.current_thread()
         self.connections = WeakSet[Connection]()
@@ -260,6 +271,10 @@ class Share:
         self.call = call
         self.thread = threading.current_thread()
 
+    def is_public(self) -> bool:
+        """Whether `shared_pool` may give it to others."""
+        return not self._is_private
+
     def is_over(self) -> bool:
         """Whether the loop will never run again: closed, or left behind by its thread's end."""
         return self.loop.is_closed() or not (self.loop.is_running() or self.thread.is_alive())
@@ -274,18 +289,23 @@ class Share:
 
     async def close(self) -> None:
         """Close the pool, in whichever loop it is."""
-        self.drain_timeout = self.settings.drain_timeout
         if self.is_over():
             self.finish()
         elif self.loop is asyncio.get_running_loop():
+            self.drain_timeout = self.settings.drain_timeout
             self.keeper.cancel()
             await asyncio.wait({self.keeper})
         else:
             await self._close_from_another_loop()
 
-    async def _close_from_another_loop(self) -> None:
+    def retire(self) -> None:
+        """Have the pool closed in its own loop, once its borrowers are done."""
+        self.drain_timeout = self.settings.drain_timeout
         with suppress(RuntimeError):  # closed meanwhile
             self.loop.call_soon_threadsafe(self.keeper.cancel)
+
+    async def _close_from_another_loop(self) -> None:
+        self.retire()
         if self.loop.is_running():
             patience = self.drain_timeout + CLOSE_TIMEOUT
             await asyncio.wait({asyncio.wrap_future(self.ended)}, timeout=patience)
@@ -324,6 +344,10 @@ class Share:
                 if conn.pgconn.status == ConnStatus.OK:
                     os.dup2(dead.fileno(), conn.pgconn.socket, inheritable=False)
         self._silenced_tasks()
+
+    def open_connections(self) -> int:
+        """How many there are, borrowed ones included."""
+        return sum(not conn.closed for conn in self._known_connections())
 
     def _known_connections(self) -> list[Connection]:
         while True:
@@ -389,7 +413,7 @@ class Registry:
             share.finish()
         with self._lock:
             loop = asyncio.get_running_loop()
-            mine = [share for share in self._shares if share.loop is loop]
+            mine = [s for s in self._shares if s.loop is loop and s.is_public()]
             for share in mine:
                 if share.call == call and not share.is_closed():
                     share.thread = threading.current_thread()
@@ -397,7 +421,8 @@ class Registry:
             return self._find_or_add(mine, call, Request(call))
 
     def _find_or_add(self, mine: list[Share], call: Call, asked: Request) -> Share:
-        known = [share for share in self._shares if share.asked.database == asked.database]
+        public = [share for share in self._shares if share.is_public()]
+        known = [share for share in public if share.asked.database == asked.database]
         for share in known:
             if share in mine and not share.is_closed():
                 share.join(call, asked)
@@ -407,10 +432,15 @@ class Registry:
         others = [share.asked for share in known if share not in mine]
         asked.refuse_one_more(others)
         share = Share(call, asked)
-        self._hook()
-        self._shares.append(share)
-        share.start(compare=not others)
+        self.keep(share, compare=not others)
         return share
+
+    def keep(self, share: Share, *, compare: bool) -> None:
+        """Start `share`, and end it with its loop or with the process."""
+        with self._lock:
+            self._hook()
+            self._shares.append(share)
+            share.start(compare=compare)
 
     def take(self, wanted: Callable[[Share], bool] = lambda _: True) -> list[Share]:
         """Forget these shares, and return them."""

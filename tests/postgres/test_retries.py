@@ -523,4 +523,5 @@ async def test_a_task_started_inside_an_operation_is_not_in_it():
         return await ask(), await asyncio.create_task(ask())
 
     operation = Operation("aput", deadline=60.0, attempt_timeout=60.0)
-    assert (operation, None) == await operation.run(call, Outage())
+    pool = AsyncConnectionPool("", open=False)
+    assert (operation, None) == await operation.run(call, Outage(), pool)

@@ -1,0 +1,469 @@
+"""open_checkpointer in several event loops of one process, each in a thread of its own."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolClosed
+
+from lghard import PoolOpenError, open_checkpointer
+from lghard.postgres import home as home_module
+from lghard.postgres import io_thread
+from lghard.testing import FaultProxy, TemporaryPostgres
+from tests.postgres.checkpoints import config_of, eventually, put
+
+LOOPS = 11  # of a LangGraph server with isolated loops: its own, and ten for runs
+BUDGET = 3
+TURNS = 20
+
+
+@pytest.fixture
+def conninfo(lghard_database: str) -> str:
+    """The way to this test's database, with LangGraph's tables."""
+    return lghard_database
+
+
+@pytest.fixture
+def backends(lghard_postgres: TemporaryPostgres, conninfo: str) -> Iterator[Callable[[], int]]:
+    """A function that counts the backends of this test's database."""
+    name = conninfo.rpartition("/")[2]
+    with psycopg.connect(lghard_postgres.conninfo, autocommit=True) as admin:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+        yield lambda: admin.execute(query, [name]).fetchone()[0]
+
+
+class Loop:
+    """An event loop in a thread of its own, with a checkpointer."""
+
+    def __init__(self, conninfo: str, **overrides: Any) -> None:
+        self.conninfo = conninfo
+        self.overrides = {"max_size": BUDGET, **overrides}
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def submit(self, coro: Any) -> "asyncio.Future[Any]":
+        """Run a coroutine there."""
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coro, self.loop))
+
+    async def enter(self) -> "Loop":
+        """Open a checkpointer there, and never close it, as a LangGraph server does."""
+        self.block = open_checkpointer(self.conninfo, **self.overrides)
+        self.saver = await self.submit(self.block.__aenter__())
+        return self
+
+    async def leave(self) -> None:
+        """Close the checkpointer there."""
+        await self.submit(self.block.__aexit__(None, None, None))
+
+    async def turns(self, thread_id: str, count: int = TURNS) -> int:
+        """Write and read that many checkpoints of a thread; returns the last one's number."""
+        return await self.submit(turns(self.saver, thread_id, count))
+
+    def hang(self) -> threading.Event:
+        """Block this loop until the event is set."""
+        release, blocked = threading.Event(), threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (blocked.set(), release.wait(30)))
+        blocked.wait()
+        return release
+
+    def close(self) -> None:
+        """End the loop, whatever it is doing."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join()
+            self.loop.close()
+
+
+async def turns(saver: Any, thread_id: str, count: int) -> int:
+    for number in range(1, count + 1):
+        await put(saver, thread_id, number)
+        found = await saver.aget_tuple(config_of(thread_id))
+        assert f"message {number}" == found.checkpoint["channel_values"]["messages"][0].content
+    return count
+
+
+@contextmanager
+def closing(loops: list[Loop]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.close()
+
+
+@asynccontextmanager
+async def entered(number: int, conninfo: str, **overrides: Any) -> AsyncIterator[list[Loop]]:
+    """That many loops, each with a checkpointer, entered one after the other."""
+    loops = [Loop(conninfo, **overrides) for _ in range(number)]
+    with closing(loops):
+        for loop in loops:
+            await loop.enter()
+        yield loops
+
+
+# One budget
+
+
+async def test_upstream_has_a_pool_for_each_loop(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """Control: what a server does with upstream's saver, once per loop, multiplies connections."""
+    loops = [Loop(conninfo) for _ in range(LOOPS)]
+
+    async def enter() -> Any:
+        pool = AsyncConnectionPool(
+            conninfo, min_size=BUDGET, kwargs={"row_factory": dict_row}, open=False
+        )
+        await pool.open(wait=True)
+        return pool, AsyncPostgresSaver(pool)
+
+    with closing(loops):
+        pools = [await loop.submit(enter()) for loop in loops]
+        assert LOOPS * BUDGET == backends()
+        for loop, (pool, _) in zip(loops, pools, strict=True):
+            await loop.submit(pool.close())
+
+
+async def test_many_loops_stay_within_one_budget(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """Eleven loops at work at once, and never more connections than max_size."""
+    peak = 0
+    async with entered(LOOPS, conninfo) as loops:
+        working = asyncio.gather(*(loop.turns(f"t{n}") for n, loop in enumerate(loops)))
+        while not working.done():
+            peak = max(peak, backends())
+            await asyncio.sleep(0.005)
+        assert [TURNS] * LOOPS == await working
+    assert 1 < peak <= BUDGET
+
+
+async def test_a_single_loop_has_no_thread(conninfo: str) -> None:
+    """As long as there is one loop, its connections are its own: a thread would cost time."""
+    before = set(threading.enumerate())
+    async with open_checkpointer(conninfo) as saver:
+        await turns(saver, "t", 1)
+        await asyncio.to_thread(lambda: None)  # of asyncio's own
+        new = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not any(name.startswith("lghard") for name in new)
+
+
+async def test_one_loop_opens_one_pool(conninfo: str) -> None:
+    """A server may enter a checkpointer several times in one loop; they share, to the last."""
+    async with open_checkpointer(conninfo) as one:
+        async with open_checkpointer(conninfo) as other:
+            assert one.conn is other.conn
+        assert 1 == await turns(one, "t", 1)
+    assert one.conn.closed
+
+
+async def test_other_settings_are_another_pool(conninfo: str) -> None:
+    """What is asked for is what one gets."""
+    async with (
+        open_checkpointer(conninfo, max_size=2) as one,
+        open_checkpointer(conninfo, max_size=3) as other,
+    ):
+        assert (2, 3) == (one.conn.max_size, other.conn.max_size)
+
+
+async def test_the_last_who_leaves_closes(conninfo: str, backends: Callable[[], int]) -> None:
+    """In whatever order loops leave, nothing is left when all have."""
+    async with entered(3, conninfo) as loops:
+        await loops[0].leave()
+        assert 1 == await loops[1].turns("t", 1)
+        await loops[2].leave()
+        assert 1 == await loops[1].turns("t", 1)
+        await loops[1].leave()
+        await eventually(lambda: not backends())
+        with pytest.raises(PoolClosed):
+            await loops[1].turns("t", 1)
+
+
+async def test_opened_again_after_all_have_left(conninfo: str) -> None:
+    """A home is not for life."""
+    for _ in range(2):
+        async with entered(2, conninfo) as loops:
+            assert 1 == await loops[0].turns("t", 1)
+            await asyncio.gather(*(loop.leave() for loop in loops))
+
+
+# Moving
+
+
+async def test_nothing_is_lost_by_moving(conninfo: str) -> None:
+    """The first loop is in the middle of its work when the second one comes."""
+    loops = [Loop(conninfo), Loop(conninfo)]
+    with closing(loops):
+        await loops[0].enter()
+        working = asyncio.gather(*(loops[0].turns(f"t{n}") for n in range(8)))
+        await asyncio.sleep(0)
+        await loops[1].enter()
+        assert TURNS == await loops[1].turns("other")
+        assert [TURNS] * 8 == await working
+        assert loops[0].saver.conn is loops[1].saver.conn
+
+
+async def test_a_second_loop_comes_while_the_first_is_blocked(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """Idle connections of a loop that does not answer are closed from outside."""
+    loops = [Loop(conninfo, min_size=BUDGET), Loop(conninfo, min_size=BUDGET)]
+    with closing(loops):
+        await loops[0].enter()
+        release = loops[0].hang()
+        await loops[1].enter()
+        assert TURNS == await loops[1].turns("other")
+        assert BUDGET >= backends()
+        release.set()
+        assert TURNS == await loops[0].turns("t")
+
+
+async def test_a_blocked_loop_keeps_what_it_has_borrowed(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """Its part of the budget comes back when it does."""
+    loops = [Loop(conninfo), Loop(conninfo)]
+    with closing(loops):
+        await loops[0].enter()
+        lent = await loops[0].submit(loops[0].saver.conn.getconn())
+        native = loops[0].saver.conn
+        release = loops[0].hang()
+        await loops[1].enter()
+        assert (TURNS, BUDGET - 1) == (await loops[1].turns("t"), loops[1].saver.conn.max_size)
+        release.set()
+        await loops[0].submit(native.putconn(lent))
+        await eventually(lambda: loops[1].saver.conn.max_size == BUDGET)
+        assert BUDGET >= backends()
+
+
+async def test_the_database_is_away_when_a_second_loop_comes(
+    proxy: FaultProxy, breakable_postgres: TemporaryPostgres
+) -> None:
+    """Who waits is served when it is back."""
+    conninfo = proxy.conninfo(breakable_postgres.create_database())
+    loops = [Loop(conninfo), Loop(conninfo)]
+    with closing(loops):
+        await loops[0].enter()
+        proxy.refuse()
+        proxy.reset()
+        entering = asyncio.create_task(loops[1].enter())
+        await eventually(lambda: loops[0].saver._place._obstacle)
+        proxy.accept()
+        await entering
+        assert (1, 1) == (await loops[0].turns("t", 1), await loops[1].turns("o", 1))
+
+
+async def test_all_who_open_hear_why_it_failed(proxy: FaultProxy, conninfo: str) -> None:
+    """And the next one tries again."""
+    proxy.refuse()
+    away = proxy.conninfo(conninfo)
+    loops = [Loop(away, open_timeout=0.2), Loop(away, open_timeout=0.2)]
+    with closing(loops):
+        results = await asyncio.gather(*(loop.enter() for loop in loops), return_exceptions=True)
+        assert all(isinstance(error, psycopg.OperationalError) for error in results)
+    with pytest.raises(PoolOpenError, match="refused"):
+        async with open_checkpointer(away, max_size=BUDGET, open_timeout=0.2):
+            pass
+
+
+# Loops that block or end
+
+
+async def test_a_blocked_loop_stalls_nobody(conninfo: str) -> None:
+    """While it is blocked, all others do all of their work."""
+    async with entered(LOOPS, conninfo) as loops:
+        release = loops[0].hang()
+        others = (loop.turns(f"t{n}") for n, loop in enumerate(loops[1:]))
+        assert [TURNS] * (LOOPS - 1) == await asyncio.gather(*others)
+        release.set()
+        assert TURNS == await loops[0].turns("t")
+
+
+async def test_the_first_loop_ends_while_others_go_on(conninfo: str) -> None:
+    """It is closed in the middle of its work, without leaving, and breaks nobody's."""
+    async with entered(LOOPS, conninfo) as loops:
+        loops[0].submit(turns(loops[0].saver, "first", 10_000))
+        others = asyncio.gather(*(loop.turns(f"t{n}") for n, loop in enumerate(loops[1:])))
+        await asyncio.sleep(0)
+        loops[0].close()
+        assert [TURNS] * (LOOPS - 1) == await others
+
+
+async def test_loops_that_are_closed_do_not_count(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """What only closed loops have used is closed when the next one comes."""
+    async with entered(2, conninfo) as loops:
+        left = loops[0].saver.conn
+    async with open_checkpointer(conninfo, max_size=BUDGET) as saver:
+        await eventually(lambda: left.closed)
+        assert 1 == await turns(saver, "t", 1)
+        await eventually(lambda: backends() == saver.conn.snapshot().size)
+
+
+# Cancellation and deadlines of calls to the thread
+
+
+async def test_a_cancelled_call_stops_in_the_thread(
+    conninfo: str, lghard_postgres: TemporaryPostgres
+) -> None:
+    """It is honoured, its statement is cancelled in the server, and the saver stays usable."""
+    async with entered(2, conninfo) as loops:
+        await loops[1].turns("t", 1)
+        with psycopg.connect(conninfo) as locking:
+            locking.execute("LOCK checkpoints")
+            putting = loops[1].submit(put(loops[1].saver, "t", 2))
+            await eventually(lambda: waiting(lghard_postgres, conninfo))
+            putting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await putting
+            await eventually(lambda: not waiting(lghard_postgres, conninfo))
+        found = await loops[1].submit(loops[1].saver.aget_tuple(config_of("t")))
+        assert checkpoint_number(found) == 1
+        assert 2 == await loops[1].turns("t", 2)
+
+
+def waiting(server: TemporaryPostgres, conninfo: str) -> int:
+    """Backends of this database that wait for a lock."""
+    with psycopg.connect(server.conninfo, autocommit=True) as admin:
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+        )
+        return admin.execute(query, [conninfo.rpartition("/")[2]]).fetchone()[0]
+
+
+def checkpoint_number(found: Any) -> int:
+    return int(found.checkpoint["id"][-12:])
+
+
+async def test_cancellation_does_not_wait_for_a_thread_that_hangs(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop that does the work may be gone; the caller's own cancellation holds."""
+    monkeypatch.setattr(io_thread, "STOP_TIMEOUT", 0.05)
+    async with entered(2, conninfo) as loops:
+        with hanging(loops[0].saver._place._thread.loop):
+            putting = loops[1].submit(put(loops[1].saver, "t"))
+            await asyncio.sleep(0.01)
+            putting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await putting
+
+
+async def test_a_deadline_holds_though_the_thread_hangs(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the error says what did not answer."""
+    monkeypatch.setattr(io_thread, "STOP_TIMEOUT", 0.05)
+    monkeypatch.setattr(home_module, "_GRACE", 0.05)
+    async with entered(2, conninfo) as loops:
+        loops[1].saver.deadline = 0.05
+        with (
+            hanging(loops[0].saver._place._thread.loop),
+            pytest.raises(psycopg.OperationalError, match="thread that does lghard's I/O"),
+        ):
+            await loops[1].turns("t", 1)
+        loops[1].saver.deadline = 60.0
+        assert 1 == await loops[1].turns("t", 1)
+
+
+@contextmanager
+def hanging(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Block an event loop for the length of this block."""
+    release = threading.Event()
+    loop.call_soon_threadsafe(lambda: release.wait(30) and None)
+    try:
+        yield
+    finally:
+        release.set()
+
+
+async def test_a_thread_that_has_ended_says_so(conninfo: str) -> None:
+    """Nobody waits for it."""
+    async with entered(2, conninfo) as loops:
+        thread = loops[0].saver._place._thread
+        thread.stop()
+        thread.join()
+        with pytest.raises(PoolClosed, match="I/O is closed"):
+            await loops[1].turns("t", 1)
+
+
+# The end of the process, and its children
+
+AT_EXIT = """
+import asyncio, sys, threading
+from lghard import open_checkpointer
+
+async def main(entered):
+    saver = await open_checkpointer(sys.argv[1], max_size=2, setup=False).__aenter__()
+    await saver.aget_tuple({"configurable": {"thread_id": "t"}})
+    entered.set()
+    await asyncio.Event().wait()
+
+for _ in range(4):
+    entered = threading.Event()
+    threading.Thread(target=asyncio.run, args=[main(entered)], daemon=True).start()
+    entered.wait()
+print("entered", flush=True)
+"""
+
+
+async def test_nothing_is_left_of_a_process(conninfo: str, backends: Callable[[], int]) -> None:
+    """It ends with four loops that nobody has closed: quietly, and without a backend."""
+    done = await asyncio.to_thread(script, AT_EXIT, conninfo)
+    assert (0, "entered\n", "") == (done.returncode, done.stdout, done.stderr)
+    await eventually(lambda: not backends())
+
+
+FORK = """
+import asyncio, os, sys
+from psycopg_pool import PoolClosed
+from lghard import open_checkpointer
+
+CONFIG = {"configurable": {"thread_id": "t"}}
+
+async def enter():
+    return await open_checkpointer(sys.argv[1], setup=False).__aenter__()
+
+async def ask(saver):
+    try:
+        return await saver.aget_tuple(CONFIG)
+    except PoolClosed as error:
+        return "open one in the child" in str(error)
+
+async def own():
+    async with open_checkpointer(sys.argv[1], setup=False) as saver:
+        return await ask(saver)
+
+loop = asyncio.new_event_loop()
+saver = loop.run_until_complete(enter())
+pid = os.fork()
+if pid == 0:
+    print("inherited:", asyncio.run(ask(saver)), "own:", asyncio.run(own()), flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+print("parent:", loop.run_until_complete(ask(saver)), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+async def test_a_forked_child_opens_its_own(conninfo: str) -> None:
+    """The inherited one says so at once, and the parent's is left alone."""
+    done = await asyncio.to_thread(script, FORK, conninfo)
+    assert "inherited: True own: None\nparent: None\n" == done.stdout
+
+
+def script(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run code in a fresh interpreter."""
+    command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
