@@ -136,16 +136,18 @@ class Home:
 
     def leave_behind(self) -> None:
         """In a forked child: nothing of this is ours."""
-        self._where = concurrent.futures.Future()
-        self._where.set_exception(
-            PoolClosed(
-                "this checkpointer was opened before the process was forked, and its connections "
-                "are the parent's: open one in the child"
-            )
+        self._refuse(
+            "this checkpointer was opened before the process was forked, and its connections are "
+            "the parent's: open one in the child"
         )
+
+    def _refuse(self, reason: str) -> None:
+        self._where = concurrent.futures.Future()
+        self._where.set_exception(PoolClosed(reason))
 
     def finish(self) -> None:
         """End what is left when all loops that lived here have been closed."""
+        self._refuse("all event loops that used this checkpointer have been closed")
         if self._thread:
             self._thread.stop()
         elif self._share:
@@ -191,6 +193,7 @@ class Home:
 
     async def close(self) -> None:
         """Close the pool, wherever it is."""
+        self._refuse("the checkpointer is closed")
         if self._move:
             self._move.cancel()
         if self._share:

@@ -1,6 +1,7 @@
 """open_checkpointer in several event loops of one process, each in a thread of its own."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -77,11 +78,23 @@ class Loop:
         return release
 
     def close(self) -> None:
-        """End the loop, whatever it is doing."""
+        """End the loop as asyncio.run does, without leaving the checkpointer."""
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self.thread.join()
-            self.loop.close()
+            asyncio.run_coroutine_threadsafe(cancel_all(), self.loop).result()
+            self.close_abruptly()
+
+    def close_abruptly(self) -> None:
+        """End the loop, whatever it is doing."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+async def cancel_all() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def turns(saver: Any, thread_id: str, count: int) -> int:
@@ -90,6 +103,12 @@ async def turns(saver: Any, thread_id: str, count: int) -> int:
         found = await saver.aget_tuple(config_of(thread_id))
         assert f"message {number}" == found.checkpoint["channel_values"]["messages"][0].content
     return count
+
+
+async def endless(saver: Any, begun: threading.Event) -> None:
+    while True:
+        await put(saver, "endless")
+        begun.set()
 
 
 @contextmanager
@@ -257,7 +276,7 @@ async def test_the_database_is_away_when_a_second_loop_comes(
         proxy.refuse()
         proxy.reset()
         entering = asyncio.create_task(loops[1].enter())
-        await eventually(lambda: loops[0].saver._place._obstacle)
+        await eventually(lambda: loops[0].saver._place._thread)
         proxy.accept()
         await entering
         assert (1, 1) == (await loops[0].turns("t", 1), await loops[1].turns("o", 1))
@@ -292,10 +311,12 @@ async def test_a_blocked_loop_stalls_nobody(conninfo: str) -> None:
 async def test_the_first_loop_ends_while_others_go_on(conninfo: str) -> None:
     """It is closed in the middle of its work, without leaving, and breaks nobody's."""
     async with entered(LOOPS, conninfo) as loops:
-        loops[0].submit(turns(loops[0].saver, "first", 10_000))
+        begun = threading.Event()
+        loops[0].submit(endless(loops[0].saver, begun))
         others = asyncio.gather(*(loop.turns(f"t{n}") for n, loop in enumerate(loops[1:])))
-        await asyncio.sleep(0)
-        loops[0].close()
+        await asyncio.to_thread(begun.wait)
+        loops[0].close_abruptly()
+        gc.collect()  # its tasks are reported now, and not in the middle of something else
         assert [TURNS] * (LOOPS - 1) == await others
 
 
@@ -405,7 +426,8 @@ import asyncio, sys, threading
 from lghard import open_checkpointer
 
 async def main(entered):
-    saver = await open_checkpointer(sys.argv[1], max_size=2, setup=False).__aenter__()
+    block = open_checkpointer(sys.argv[1], max_size=2, setup=False)
+    saver = await block.__aenter__()
     await saver.aget_tuple({"configurable": {"thread_id": "t"}})
     entered.set()
     await asyncio.Event().wait()
@@ -432,8 +454,7 @@ from lghard import open_checkpointer
 
 CONFIG = {"configurable": {"thread_id": "t"}}
 
-async def enter():
-    return await open_checkpointer(sys.argv[1], setup=False).__aenter__()
+block = open_checkpointer(sys.argv[1], setup=False)
 
 async def ask(saver):
     try:
@@ -446,7 +467,7 @@ async def own():
         return await ask(saver)
 
 loop = asyncio.new_event_loop()
-saver = loop.run_until_complete(enter())
+saver = loop.run_until_complete(block.__aenter__())
 pid = os.fork()
 if pid == 0:
     print("inherited:", asyncio.run(ask(saver)), "own:", asyncio.run(own()), flush=True)
