@@ -44,12 +44,16 @@ class Node(Protocol):
 
 @asynccontextmanager
 async def upstream(
-    conninfo: str, *, pool_timeout: float = POOL_TIMEOUT, check: bool = False
+    conninfo: str,
+    *,
+    pool_timeout: float = POOL_TIMEOUT,
+    pool_size: int = POOL_SIZE,
+    check: bool = False,
 ) -> AsyncIterator[Saver]:
     """LangGraph's saver on psycopg's pool, set up as LangGraph's documentation says."""
     async with AsyncConnectionPool[AsyncConnection[DictRow]](
         conninfo,
-        max_size=POOL_SIZE,
+        max_size=pool_size,
         timeout=pool_timeout,
         kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
         check=AsyncConnectionPool.check_connection if check else None,
@@ -70,9 +74,11 @@ async def upstream_checked(
 
 
 @asynccontextmanager
-async def lghard(conninfo: str, *, pool_timeout: float = POOL_TIMEOUT) -> AsyncIterator[Saver]:
+async def lghard(
+    conninfo: str, *, pool_timeout: float = POOL_TIMEOUT, pool_size: int = POOL_SIZE
+) -> AsyncIterator[Saver]:
     """`open_checkpointer` as it comes, on a pool of the same size."""
-    async with open_checkpointer(conninfo, max_size=POOL_SIZE, timeout=pool_timeout) as saver:
+    async with open_checkpointer(conninfo, max_size=pool_size, timeout=pool_timeout) as saver:
         yield saver
 
 

@@ -28,9 +28,9 @@ _GLANCE = 1.0
 
 
 @contextmanager
-def server() -> Iterator[TemporaryPostgres]:
+def server(**settings: str) -> Iterator[TemporaryPostgres]:
     """A Postgres of our own that would survive a power failure, as the one in production does."""
-    with temporary_postgres(settings=SERVER_SETTINGS) as postgres:
+    with temporary_postgres(settings={**SERVER_SETTINGS, **settings}) as postgres:
         yield postgres
 
 

@@ -20,7 +20,7 @@ PACKAGES = ("lghard", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "
 
 _WIDTH_WHEN_PIPED = 110
 
-Name = Literal["concurrent_runs", "kill_storm", "pool"]
+Name = Literal["concurrent_runs", "kill_storm", "loops", "pool"]
 
 
 class Goal(NamedTuple):
