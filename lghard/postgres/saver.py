@@ -14,6 +14,7 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     DeltaChannelHistory,
+    get_checkpoint_id,
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver, Conn
@@ -144,7 +145,16 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return await self._run("aget_tuple", partial(super().aget_tuple, config))
+        configurable = config["configurable"]
+        query = self.SELECT_SQL + "WHERE thread_id = %s AND checkpoint_ns = %s "
+        params = [configurable["thread_id"], configurable.get("checkpoint_ns", "")]
+        if checkpoint_id := get_checkpoint_id(config):
+            query += "AND checkpoint_id = %s"
+            params.append(checkpoint_id)
+        else:
+            query += "ORDER BY checkpoint_id DESC LIMIT 1"
+        rows = await self._run("aget_tuple", partial(self._rows, query, params))
+        return await self._load_checkpoint_tuple(rows[0]) if rows else None
 
     @override
     async def alist(
