@@ -32,7 +32,7 @@ class Repeat(Enum):
     """What a retry may do while the outcome of the attempt before it is unknown."""
 
     FREELY = "it reads, or inserts what is already decided (ON CONFLICT DO NOTHING)"
-    ONCE_GONE = "it overwrites or deletes: a late first attempt could undo somebody's newer work"
+    ONCE_GONE = "a late first attempt could undo somebody's newer work"
 
 
 RULES = {
@@ -43,14 +43,17 @@ RULES = {
     "aput_writes, UPSERT": Repeat.ONCE_GONE,
     "aput": Repeat.ONCE_GONE,
     "adelete_thread": Repeat.ONCE_GONE,
+    "adelete_for_runs": Repeat.ONCE_GONE,
     "aprune": Repeat.ONCE_GONE,
+    # It overwrites nothing, but a late copy would bring back what was deleted in the meantime.
+    "acopy_thread": Repeat.ONCE_GONE,
     "setup": Repeat.ONCE_GONE,
 }
 
 
 # How long these take depends on how much there is. Their deadline counts from the first failure,
 # and bounds what comes after it.
-LONG = frozenset({"setup", "aprune", "adelete_thread"})
+LONG = frozenset({"setup", "aprune", "adelete_thread", "adelete_for_runs", "acopy_thread"})
 _LONG_ATTEMPT = 3600.0  # seconds
 
 

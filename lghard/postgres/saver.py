@@ -1,10 +1,11 @@
 """A checkpointer that outlives its connections."""
 
+import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, LiteralString, TypeVar, Unpack
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -29,6 +30,7 @@ from typing_extensions import override
 from lghard.postgres.home import Here, Place, Stay
 from lghard.postgres.migrations import migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
+from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS
 from lghard.postgres.retries import Connection, Operation, Outage, current_operation
 from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement, send
@@ -258,6 +260,73 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
     @override
     async def adelete_thread(self, thread_id: str) -> None:
         await self._run("adelete_thread", partial(super().adelete_thread, thread_id))
+
+    @override
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints of these runs, their writes, and the blobs that only they need.
+
+        A LangGraph server calls it to roll a run back. What else came to the thread stays, and so
+        does what `acopy_thread` has copied: a copy is not the run's work. What the run wrote to a
+        checkpoint of an earlier run stays as well, since nothing records that it did.
+
+        Args:
+            run_ids: the `run_id` in the metadata of the checkpoints.
+
+        Raises:
+            TypeError: `run_ids` is a single string.
+            NotImplementedError: a later run has continued from one of these, in a thread with a
+                `DeltaChannel`, which would lose what it has accumulated. Nothing is deleted.
+        """
+        if isinstance(run_ids, str):
+            raise TypeError("run_ids must be a sequence of run ids, not a str")
+        params = {"run_ids": [str(run_id) for run_id in run_ids]}
+        severed = await self._run("adelete_for_runs", partial(self._fetch, DELETE_FOR_RUNS, params))
+        if severed:
+            threads = ", ".join(row["thread_id"] for row in severed)
+            raise NotImplementedError(
+                "the runs were not deleted: later checkpoints of a DeltaChannel are built on "
+                f"them in {threads}"
+            )
+
+    @override
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread with its whole history, as it is at one moment.
+
+        What the target has already stays. A copied checkpoint keeps its id, and its metadata says
+        from which thread it came, as `lghard_copied_from`.
+
+        Args:
+            source_thread_id: the thread to copy; none of that name is an empty thread.
+            target_thread_id: the thread to copy to, usually a new one.
+        """
+        params = {"source": str(source_thread_id), "target": str(target_thread_id)}
+        await self._run("acopy_thread", partial(self._fetch, COPY_THREAD, params))
+
+    async def _fetch(self, query: LiteralString, params: Mapping[str, Any]) -> list[DictRow]:
+        """The rows of one statement, planned for these very parameters."""
+        async with self._cursor() as cur:
+            await cur.execute(query, params, prepare=False)
+            return await cur.fetchall() if cur.description else []
+
+    @override
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """`adelete_for_runs`, from a thread without the saver's event loop."""
+        self._from_outside(self.adelete_for_runs(run_ids))
+
+    @override
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """`acopy_thread`, from a thread without the saver's event loop."""
+        self._from_outside(self.acopy_thread(source_thread_id, target_thread_id))
+
+    def _from_outside(self, call: Coroutine[Any, Any, T]) -> T:
+        """As the synchronous methods of the base class, which refuse to wait for themselves."""
+        if asyncio._get_running_loop() is self.loop:
+            call.close()
+            raise asyncio.InvalidStateError(
+                "this would wait for the event loop that it runs in: call the asynchronous method "
+                "here, or this one from another thread"
+            )
+        return asyncio.run_coroutine_threadsafe(call, self.loop).result()
 
     @override
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:

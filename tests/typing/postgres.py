@@ -69,6 +69,10 @@ async def savers(pool: ManagedPool[Connection]) -> None:
         assert_type(await upstream.aget_tuple({}), CheckpointTuple | None)
         async for found in checkpointer.alist(None, limit=1):
             assert_type(found, CheckpointTuple)
+        assert_type(await checkpointer.adelete_for_runs(["run"]), None)
+        assert_type(await checkpointer.acopy_thread("from", "to"), None)
+        assert_type(checkpointer.delete_for_runs(["run"]), None)
+        assert_type(checkpointer.copy_thread("from", "to"), None)
         any_checkpointer: BaseCheckpointSaver[str] = checkpointer  # what compile() takes
         assert_type(any_checkpointer.serde.dumps_typed(1), tuple[str, bytes])
     async with HardenedAsyncPostgresSaver.from_conn_string("", pipeline=True) as saver:

@@ -1,0 +1,90 @@
+"""What is deleted and copied with a whole thread or run: one statement each, so all or nothing."""
+
+# The metadata of a copied checkpoint say from which thread it came. It keeps the run id of its
+# original, but is not that run's work: rolling the run back must not touch it.
+#
+# A checkpoint whose DeltaChannel is not a snapshot has counters, and is nothing without the writes
+# of its ancestors. LangGraph.js marks the threads of such graphs at their start instead.
+#
+# `metadata ->> 'run_id'` is spelled as in the index that docs/how-to/checkpointer.md recommends.
+DELETE_FOR_RUNS = """
+WITH doomed AS MATERIALIZED (
+    SELECT thread_id, checkpoint_ns, checkpoint_id, checkpoint -> 'channel_versions' AS versions
+    FROM checkpoints
+    WHERE metadata ->> 'run_id' = ANY(%(run_ids)s) AND NOT metadata ? 'lghard_copied_from'
+),
+survivors AS MATERIALIZED (
+    SELECT
+        thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
+        checkpoint -> 'channel_versions' AS versions, (
+            metadata ? 'counters_since_delta_snapshot' OR metadata ? 'delta_writes_versioned'
+        ) AS delta
+    FROM checkpoints JOIN (SELECT DISTINCT thread_id, checkpoint_ns FROM doomed) AS namespaces
+        USING (thread_id, checkpoint_ns)
+    WHERE (metadata ->> 'run_id' = ANY(%(run_ids)s)) IS NOT TRUE OR metadata ? 'lghard_copied_from'
+),
+orphans AS MATERIALIZED (
+    SELECT s.thread_id, s.checkpoint_ns, s.checkpoint_id, s.delta
+    FROM survivors AS s JOIN doomed AS d
+        ON s.thread_id = d.thread_id AND s.checkpoint_ns = d.checkpoint_ns
+        AND s.parent_checkpoint_id = d.checkpoint_id
+),
+severed AS MATERIALIZED (
+    SELECT DISTINCT thread_id FROM orphans WHERE delta
+),
+garbage AS (
+    SELECT thread_id, checkpoint_ns, v.key AS channel, v.value AS version
+    FROM doomed CROSS JOIN LATERAL jsonb_each_text(versions) AS v
+    EXCEPT
+    SELECT thread_id, checkpoint_ns, v.key, v.value
+    FROM survivors CROSS JOIN LATERAL jsonb_each_text(versions) AS v
+),
+deleted_writes AS (
+    DELETE FROM checkpoint_writes AS w USING doomed AS d
+    WHERE w.thread_id = d.thread_id AND w.checkpoint_ns = d.checkpoint_ns
+    AND w.checkpoint_id = d.checkpoint_id AND NOT EXISTS (SELECT FROM severed)
+),
+deleted_blobs AS (
+    DELETE FROM checkpoint_blobs AS b USING garbage AS g
+    WHERE b.thread_id = g.thread_id AND b.checkpoint_ns = g.checkpoint_ns
+    AND b.channel = g.channel AND b.version = g.version AND NOT EXISTS (SELECT FROM severed)
+),
+deleted_checkpoints AS (
+    DELETE FROM checkpoints AS c USING doomed AS d
+    WHERE c.thread_id = d.thread_id AND c.checkpoint_ns = d.checkpoint_ns
+    AND c.checkpoint_id = d.checkpoint_id AND NOT EXISTS (SELECT FROM severed)
+),
+roots AS (
+    UPDATE checkpoints AS c SET parent_checkpoint_id = NULL FROM orphans AS o
+    WHERE c.thread_id = o.thread_id AND c.checkpoint_ns = o.checkpoint_ns
+    AND c.checkpoint_id = o.checkpoint_id AND NOT EXISTS (SELECT FROM severed)
+)
+SELECT thread_id FROM severed ORDER BY thread_id
+"""
+
+COPY_THREAD = """
+WITH copied_checkpoints AS (
+    INSERT INTO checkpoints (
+        thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
+    )
+    SELECT
+        %(target)s, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint,
+        metadata || jsonb_build_object('lghard_copied_from', thread_id)
+        || CASE WHEN metadata ? 'thread_id'
+            THEN jsonb_build_object('thread_id', %(target)s::text) ELSE '{}' END
+    FROM checkpoints WHERE thread_id = %(source)s
+    ON CONFLICT DO NOTHING
+),
+copied_blobs AS (
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(target)s, checkpoint_ns, channel, version, type, blob
+    FROM checkpoint_blobs WHERE thread_id = %(source)s
+    ON CONFLICT DO NOTHING
+)
+INSERT INTO checkpoint_writes (
+    thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
+)
+SELECT %(target)s, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
+FROM checkpoint_writes WHERE thread_id = %(source)s
+ON CONFLICT DO NOTHING
+"""
