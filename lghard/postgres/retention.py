@@ -1,4 +1,13 @@
-"""What is deleted and copied with a whole thread or run: one statement each, so all or nothing."""
+"""What is deleted, pruned and copied with a whole thread or run: all of it, or nothing."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from psycopg import AsyncCursor
+from psycopg.rows import DictRow
+
+STRATEGIES: Final = {"keep_latest": "keep_latest", "delete": "delete", "delete_all": "delete"}
+"""The strategies of `aprune`; a LangGraph server's engine says "delete_all"."""
 
 # The metadata of a copied checkpoint say from which thread it came. It keeps the run id of its
 # original, but is not that run's work: rolling the run back must not touch it.
@@ -88,3 +97,45 @@ SELECT %(target)s, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, bl
 FROM checkpoint_writes WHERE thread_id = %(source)s
 ON CONFLICT DO NOTHING
 """
+
+# Ten thousand rows of each table at a time: however large the thread, no statement is so large that
+# it runs into a statement_timeout. A row that is overwritten meanwhile has moved, and is missed.
+_DELETE_SOME = """
+WITH some_checkpoints AS (
+    DELETE FROM checkpoints WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s) LIMIT 10000
+    )) RETURNING 1
+),
+some_blobs AS (
+    DELETE FROM checkpoint_blobs WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM checkpoint_blobs WHERE thread_id = ANY(%(thread_ids)s) LIMIT 10000
+    )) RETURNING 1
+),
+some_writes AS (
+    DELETE FROM checkpoint_writes WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM checkpoint_writes WHERE thread_id = ANY(%(thread_ids)s) LIMIT 10000
+    )) RETURNING 1
+)
+SELECT 10000 = greatest(
+    (SELECT count(*) FROM some_checkpoints),
+    (SELECT count(*) FROM some_blobs),
+    (SELECT count(*) FROM some_writes)
+) AS more
+"""
+
+_DELETE_REST = """
+WITH rest_of_checkpoints AS (DELETE FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s)),
+rest_of_blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(thread_ids)s))
+DELETE FROM checkpoint_writes WHERE thread_id = ANY(%(thread_ids)s)
+"""
+
+
+async def delete_threads(cur: AsyncCursor[DictRow], thread_ids: Sequence[str]) -> None:
+    """Delete everything of these threads, in the transaction that `cur` is in."""
+    params = {"thread_ids": list(thread_ids)}
+    more = True
+    while more:
+        await cur.execute(_DELETE_SOME, params, prepare=False)
+        row = await cur.fetchone()
+        more = row is not None and row["more"]
+    await cur.execute(_DELETE_REST, params, prepare=False)

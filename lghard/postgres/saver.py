@@ -19,6 +19,7 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver, Conn
+from langgraph.checkpoint.postgres.base import _aexecute, _refuse_delta_threads
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
@@ -30,7 +31,7 @@ from typing_extensions import override
 from lghard.postgres.home import Here, Place, Stay
 from lghard.postgres.migrations import migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
-from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS
+from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
 from lghard.postgres.retries import Connection, Operation, Outage, current_operation
 from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement, send
@@ -259,7 +260,11 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
 
     @override
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._run("adelete_thread", partial(super().adelete_thread, thread_id))
+        await self._run("adelete_thread", partial(self._delete, [str(thread_id)]))
+
+    async def _delete(self, thread_ids: Sequence[str]) -> None:
+        async with self._cursor(pipeline=True) as cur, cur.connection.transaction():
+            await delete_threads(cur, thread_ids)
 
     @override
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -330,7 +335,36 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
 
     @override
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        await self._run("aprune", partial(super().aprune, thread_ids, strategy=strategy))
+        """As upstream, and each thread is repeated by itself if somebody writes to it meanwhile.
+
+        Args:
+            thread_ids: the threads to prune.
+            strategy: "keep_latest" or "delete"; "delete_all", as a LangGraph server says, is the
+                same as the latter.
+
+        Raises:
+            TypeError: `thread_ids` is a single string.
+            ValueError: an unknown strategy.
+            NotImplementedError: "keep_latest", and a thread uses a `DeltaChannel`.
+        """
+        if isinstance(thread_ids, str):
+            raise TypeError("thread_ids must be a sequence of thread IDs, not a str")
+        if strategy not in STRATEGIES:
+            valid = ", ".join(map(repr, STRATEGIES))
+            raise ValueError(f"Unknown prune strategy: {strategy!r}; there are {valid}")
+        thread_ids = [str(thread_id) for thread_id in thread_ids]
+        if STRATEGIES[strategy] == "delete":
+            if thread_ids:
+                await self._run("aprune", partial(self._delete, thread_ids))
+            return
+        await self._run("aprune", partial(self._refuse_delta_threads, thread_ids))
+        for thread_id in thread_ids:
+            await self._run("aprune", partial(super().aprune, [thread_id], strategy=strategy))
+
+    async def _refuse_delta_threads(self, thread_ids: Sequence[str]) -> None:
+        """Before any is pruned, as upstream."""
+        async with self._cursor() as cur:
+            await _aexecute(cur, _refuse_delta_threads(thread_ids))
 
     @override
     async def aget_delta_channel_history(

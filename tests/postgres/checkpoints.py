@@ -54,6 +54,13 @@ async def query(conninfo: str, sql: str, *args: Any) -> list[Any]:
         return await (await conn.execute(sql, args)).fetchall()
 
 
+async def execute(conninfo: str, *statements: str) -> None:
+    """Statements of a stranger to the pool."""
+    async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
+        for statement in statements:
+            await conn.execute(statement)
+
+
 async def waiting_backend(conninfo: str) -> int:
     """The process id of the backend that waits for a lock."""
 

@@ -247,6 +247,20 @@ LEANINGS += [
         "saver.py, aput",
         "it makes the metadata column",
     ),
+    Leaning(
+        "langgraph-checkpoint-postgres",
+        "langgraph.checkpoint.postgres.base:_refuse_delta_threads",
+        "(thread_ids)",
+        "saver.py, _refuse_delta_threads",
+        "it finds the threads that aprune must not touch, before it touches any",
+    ),
+    Leaning(
+        "langgraph-checkpoint-postgres",
+        "langgraph.checkpoint.postgres.base:_aexecute",
+        "async (cur, statements)",
+        "saver.py, _refuse_delta_threads",
+        "it executes what the function above asks for",
+    ),
 ]
 
 

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from lghard import HardenedAsyncPostgresSaver, open_checkpointer, open_pool
 from lghard.testing import temporary_pgbouncer
-from tests.postgres.checkpoints import config_of, eventually, put, query
+from tests.postgres.checkpoints import config_of, eventually, execute, put, query
 
 REPLICAS = 8
 INDEXES = {
@@ -56,12 +56,6 @@ async def indexes(conninfo, schema="public"):
             schema,
         )
     )
-
-
-async def execute(conninfo, *statements):
-    async with await AsyncConnection.connect(conninfo, autocommit=True) as conn:
-        for statement in statements:
-            await conn.execute(statement)
 
 
 @asynccontextmanager

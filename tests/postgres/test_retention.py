@@ -3,14 +3,23 @@
 import asyncio
 from typing import Annotated
 
+import psycopg
 import pytest
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import END, START, StateGraph
+from psycopg import AsyncConnection
 from typing_extensions import TypedDict
 
 from lghard import open_checkpointer, open_pool
-from tests.postgres.checkpoints import config_of, put, query
+from tests.postgres.checkpoints import (
+    config_of,
+    eventually,
+    execute,
+    put,
+    query,
+    waiting_backend,
+)
 
 COPIED = {
     "checkpoints": [
@@ -231,3 +240,159 @@ async def test_both_from_another_thread(saver):
         saver.copy_thread("t", "copy")
     with pytest.raises(asyncio.InvalidStateError):
         saver.delete_for_runs(["run"])
+
+
+@pytest.fixture
+async def upstream(lghard_database):
+    async with open_pool(lghard_database) as pool:
+        yield AsyncPostgresSaver(pool)
+
+
+@pytest.mark.parametrize("strategy", ["delete", "delete_all"])
+async def test_threads_are_pruned_away(saver, lghard_database, strategy):
+    """By upstream's name for it, and by the one that a LangGraph server's engine sends."""
+    for thread_id in ("t", "u", "v"):
+        await put(saver, thread_id)
+        await saver.aput_writes(config_of(thread_id, "1"), [("messages", [1])], "task")
+    await saver.aprune(["t", "u"], strategy=strategy)
+    assert [[], [], []] == await rows(lghard_database, "t")
+    assert [[], [], []] == await rows(lghard_database, "u")
+    assert [1, 1, 1] == [len(table) for table in await rows(lghard_database, "v")]
+
+
+async def test_upstream_does_not_know_the_servers_strategy(upstream):
+    """The control: what the server sends to delete threads is an error."""
+    with pytest.raises(ValueError, match="delete_all"):
+        await upstream.aprune(["t"], strategy="delete_all")
+
+
+async def test_an_unknown_strategy(saver):
+    """It says which there are."""
+    with pytest.raises(ValueError, match="'keep_latest', 'delete', 'delete_all'"):
+        await saver.aprune(["t"], strategy="keep_some")
+    with pytest.raises(TypeError, match="not a str"):
+        await saver.aprune("t")
+    assert await saver.aprune([], strategy="delete") is None
+
+
+async def test_the_latest_is_kept(saver):
+    """As upstream, in each thread."""
+    for thread_id in ("t", "u"):
+        for number in (1, 2, 3):
+            await put(saver, thread_id, number)
+    await saver.aprune(["t", "u"])
+    assert 2 == len([found async for found in saver.alist(None)])
+
+
+async def test_no_thread_is_pruned_if_one_must_not_be(saver):
+    """As upstream, which looks at all of them first."""
+    await put(saver, "t", 1)
+    await put(saver, "t", 2)
+    await run(graph_of(Delta, saver), "first", thread_id="u")
+    with pytest.raises(NotImplementedError, match="u"):
+        await saver.aprune(["t", "u"])
+    assert 2 == len([found async for found in saver.alist(config_of("t"))])
+
+
+async def prune_under_a_writer(saver, conninfo):
+    """Prune a thread, one of whose checkpoints is being written by somebody else."""
+    for number in (1, 2, 3):
+        await put(saver, "t", number)
+    async with await AsyncConnection.connect(conninfo) as writer:
+        await writer.execute("UPDATE checkpoints SET metadata = metadata")
+        pruning = asyncio.create_task(saver.aprune(["t"]))
+        await waiting_backend(conninfo)
+        await writer.commit()
+    await pruning
+    return [found.checkpoint["id"][-1] async for found in saver.alist(None)]
+
+
+async def test_upstreams_prune_fails_under_a_writer(upstream, lghard_database):
+    """The control: it leaves the retry to the caller."""
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        await prune_under_a_writer(upstream, lghard_database)
+
+
+async def test_a_prune_is_repeated_under_a_writer(saver, lghard_database):
+    """The second attempt sees what the writer has done."""
+    assert ["3"] == await prune_under_a_writer(saver, lghard_database)
+
+
+async def delete_into_a_deadlock(saver, conninfo):
+    """Delete a thread, while somebody locks its rows in the opposite order."""
+    await put(saver, "t")
+    await saver.aput_writes(config_of("t", "1"), [("messages", [1])], "task")
+    async with await AsyncConnection.connect(conninfo) as other:
+        await other.execute("SELECT FROM checkpoint_writes FOR UPDATE")
+        deleting = asyncio.create_task(saver.adelete_thread("t"))
+        await waiting_backend(conninfo)
+        locking = asyncio.create_task(other.execute("SELECT FROM checkpoints FOR UPDATE"))
+        await locking
+        await other.rollback()
+    await deleting
+
+
+async def test_upstreams_delete_fails_in_a_deadlock(upstream, lghard_database):
+    """The control: who waited first is the victim."""
+    with pytest.raises(psycopg.errors.DeadlockDetected):
+        await delete_into_a_deadlock(upstream, lghard_database)
+
+
+async def test_a_delete_is_repeated_after_a_deadlock(saver, lghard_database):
+    """The other one goes first."""
+    await delete_into_a_deadlock(saver, lghard_database)
+    assert [[], [], []] == await rows(lghard_database)
+
+
+@pytest.fixture
+async def counted(lghard_database):
+    """A huge thread, in a database that notes how many rows each statement deletes."""
+    await execute(
+        lghard_database,
+        "CREATE TABLE deleted (rows integer)",
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql "
+        "AS $$ BEGIN INSERT INTO deleted SELECT count(*) FROM gone; RETURN NULL; END $$",
+        "CREATE TRIGGER note AFTER DELETE ON checkpoint_writes REFERENCING OLD TABLE AS gone "
+        "FOR EACH STATEMENT EXECUTE FUNCTION note()",
+        "INSERT INTO checkpoint_writes (thread_id, checkpoint_id, task_id, idx, channel, blob) "
+        "SELECT 't', '1', 'task', number, 'c', '' FROM generate_series(1, 25000) AS number",
+    )
+    return lghard_database
+
+
+DELETES = pytest.mark.parametrize(
+    "delete",
+    [
+        lambda saver: saver.adelete_thread("t"),
+        lambda saver: saver.aprune(["t"], strategy="delete"),
+    ],
+    ids=["adelete_thread", "aprune"],
+)
+
+
+@DELETES
+async def test_upstream_deletes_a_huge_thread_at_once(counted, upstream, delete):
+    """The control: one statement for all rows, whatever statement_timeout says."""
+    await delete(upstream)
+    assert [(25_000,)] == await query(counted, "SELECT rows FROM deleted WHERE rows > 0")
+
+
+@DELETES
+async def test_a_huge_thread_is_deleted_in_parts(counted, saver, delete):
+    """No statement deletes more than ten thousand rows."""
+    await delete(saver)
+    found = await query(counted, "SELECT rows FROM deleted WHERE rows > 0 ORDER BY rows")
+    assert [(5_000,), (10_000,), (10_000,)] == found
+
+
+async def test_a_huge_thread_is_deleted_as_a_whole(counted, saver):
+    """In parts, but in one transaction: who is cancelled in the middle leaves all of it."""
+    async with await AsyncConnection.connect(counted) as other:
+        await other.execute("SELECT FROM checkpoint_writes WHERE idx = 25000 FOR UPDATE")
+        deleting = asyncio.create_task(saver.adelete_thread("t"))
+        await waiting_backend(counted)
+        deleting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deleting
+    await eventually(lambda: saver.conn.snapshot().borrowed == 0)
+    assert [(25_000,)] == await query(counted, "SELECT count(*) FROM checkpoint_writes")
