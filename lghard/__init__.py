@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import ForeignLoopError, LghardError
+    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -30,6 +30,7 @@ __all__ = [
     "PoolOpenError",
     "PoolPlan",
     "PoolSettings",
+    "SchemaSetupError",
     "close_shared_pools",
     "open_checkpointer",
     "open_pool",
@@ -45,6 +46,7 @@ _HOMES = {
     "PoolOpenError": "lghard.postgres",
     "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
+    "SchemaSetupError": "lghard.errors",
     "close_shared_pools": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",

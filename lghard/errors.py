@@ -19,3 +19,13 @@ class ForeignLoopError(LghardError, RuntimeError):
     """
 
     __module__ = "lghard"
+
+
+class SchemaSetupError(LghardError):
+    """LangGraph's tables cannot be created or brought up to date.
+
+    The message says what is missing, and which GRANT helps or who must call `setup()`; or which
+    session has been at it for too long.
+    """
+
+    __module__ = "lghard"

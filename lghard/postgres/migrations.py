@@ -4,14 +4,22 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
+from lghard.errors import SchemaSetupError
 from lghard.postgres.liveness import is_pooled
 
+_TABLES = "checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes"
+
+# Only where they would be created: what other schemas of the search_path have is not ours.
+_EXISTS = """
+SELECT to_regclass(quote_ident(current_schema()) || '.' || quote_ident(%s)) IS NOT NULL AS answer
+"""
 _VERSION = "SELECT max(v) AS version FROM checkpoint_migrations"
 
 # Left behind by a CREATE INDEX CONCURRENTLY that was cancelled. Only LangGraph's own indexes are
@@ -20,20 +28,30 @@ _INVALID_INDEXES = """
 SELECT c.relname AS name
 FROM pg_catalog.pg_index AS i
 JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
 WHERE NOT i.indisvalid
-AND i.indrelid IN (
-    to_regclass('checkpoints'), to_regclass('checkpoint_blobs'), to_regclass('checkpoint_writes')
-)
+AND t.relnamespace = to_regnamespace(quote_ident(current_schema()))
+AND t.relname IN ('checkpoints', 'checkpoint_blobs', 'checkpoint_writes')
 AND NOT EXISTS (
     SELECT FROM pg_catalog.pg_stat_progress_create_index AS p WHERE p.index_relid = i.indexrelid
 )
 """
 
 # One migration at a time in each schema; the number says whose lock it is.
-_LOCK = "hashtext('lghard.migrations'), hashtext(current_schema())"
+_LOCK = "hashtext('lghard.migrations'), hashtext(coalesce(current_schema(), ''))"
+_HOLDER = """
+SELECT a.pid, a.application_name, a.state, a.query_start
+FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_stat_activity AS a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+AND l.classid = (hashtext('lghard.migrations')::bigint & 4294967295)::oid
+AND l.objid = (hashtext(coalesce(current_schema(), ''))::bigint & 4294967295)::oid
+"""
 
 
-async def migrate(conn: psycopg.AsyncConnection[DictRow], migrations: Sequence[str]) -> None:
+async def migrate(
+    conn: psycopg.AsyncConnection[DictRow], migrations: Sequence[str], *, patience: float
+) -> None:
     """Bring the tables up to the last of `migrations`; without any DDL if they are.
 
     `setup()` of the base class fails when two replicas call it at once, and takes an index for
@@ -43,25 +61,28 @@ async def migrate(conn: psycopg.AsyncConnection[DictRow], migrations: Sequence[s
     Args:
         conn: a connection in autocommit mode.
         migrations: the statements; the position of each is its version.
+        patience: seconds to wait for another replica that is at it.
+
+    Raises:
+        SchemaSetupError: this role may not, or somebody else does not get done.
     """
     async with conn.cursor(row_factory=dict_row) as cur:
-        if await _is_current(cur, migrations):
-            return
-        # A transaction pooler gives each statement another session, and none can hold a lock.
-        alone = not await is_pooled(conn)
-        async with _unhurried(cur, alone=alone), _lock(cur, held=alone):
-            await _rebuild_invalid_indexes(cur, migrations)
-            await _run_missing(cur, migrations)
+        try:
+            if not await _is_current(cur, migrations):
+                async with _alone(cur, patience):
+                    await _rebuild_invalid_indexes(cur, migrations)
+                    await _run_missing(cur, migrations)
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidSchemaName) as error:
+            raise await _refusal(cur, error) from error
 
 
 Cursor = psycopg.AsyncCursor[DictRow]
 
 
 async def _is_current(cur: Cursor, migrations: Sequence[str]) -> bool:
-    try:
-        version = await _version(cur)
-    except psycopg.errors.UndefinedTable:
+    if not await _answer(cur, _EXISTS, "checkpoint_migrations"):
         return False
+    version = await _version(cur)
     return version >= len(migrations) - 1 and not await _invalid_indexes(cur, migrations)
 
 
@@ -78,9 +99,21 @@ async def _invalid_indexes(cur: Cursor, migrations: Sequence[str]) -> list[str]:
 
 
 @asynccontextmanager
-async def _unhurried(cur: Cursor, *, alone: bool) -> AsyncIterator[None]:
+async def _alone(cur: Cursor, patience: float) -> AsyncIterator[None]:
+    """While nobody else migrates this schema."""
+    ends_at = monotonic() + patience
+    if await is_pooled(cur.connection):
+        async with _lock_behind_a_pooler(cur, ends_at):
+            yield
+    else:
+        async with _unhurried(cur), _lock(cur, ends_at):
+            yield
+
+
+@asynccontextmanager
+async def _unhurried(cur: Cursor) -> AsyncIterator[None]:
     """Without the session's timeouts, which are meant for statements that users wait for."""
-    names = ("statement_timeout", "lock_timeout") if alone else ()
+    names = "statement_timeout", "lock_timeout"
     before = [await _answer(cur, f"SELECT current_setting('{name}') AS answer") for name in names]
     for name in names:
         await cur.execute(f"SET {name} = 0")
@@ -93,19 +126,85 @@ async def _unhurried(cur: Cursor, *, alone: bool) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _lock(cur: Cursor, *, held: bool) -> AsyncIterator[None]:
+async def _lock(cur: Cursor, ends_at: float) -> AsyncIterator[None]:
     """The lock of this schema's migrations, polled for."""
-    while held and not await _answer(cur, f"SELECT pg_try_advisory_lock({_LOCK}) AS answer"):  # noqa: ASYNC110 - the server has no event to wait for
-        await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311 - jitter
+    while not await _answer(cur, f"SELECT pg_try_advisory_lock({_LOCK}) AS answer"):
+        await _pause(cur, ends_at)
     try:
         yield
     finally:
-        if held and not cur.connection.closed:
+        if not cur.connection.closed:
             await _answer(cur, f"SELECT pg_advisory_unlock({_LOCK}) AS answer")
 
 
-async def _answer(cur: Cursor, query: str) -> Any:
-    await cur.execute(query)
+@asynccontextmanager
+async def _lock_behind_a_pooler(cur: Cursor, ends_at: float) -> AsyncIterator[None]:
+    """The same lock, held by an open transaction on a connection of its own.
+
+    A transaction pooler gives each statement another session, so that none can hold a lock, except
+    for the length of a transaction; and there, indexes cannot be created concurrently. A READ
+    COMMITTED transaction that is idle has no snapshot for which they would wait.
+    """
+    info = cur.connection.info
+    async with (
+        await psycopg.AsyncConnection.connect(
+            info.dsn, password=info.password, autocommit=True, prepare_threshold=None
+        ) as guard,
+        guard.cursor(row_factory=dict_row) as own,
+    ):
+        while True:
+            async with guard.transaction():
+                await own.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                await own.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                if await _answer(own, f"SELECT pg_try_advisory_xact_lock({_LOCK}) AS answer"):
+                    yield
+                    return
+            await _pause(own, ends_at)
+
+
+async def _pause(cur: Cursor, ends_at: float) -> None:
+    """Before the next attempt at the lock; raise if there is no time for another."""
+    if monotonic() >= ends_at:
+        await cur.execute(_HOLDER)
+        raise _occupied(await cur.fetchone())
+    await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311 - jitter
+
+
+def _occupied(holder: DictRow | None) -> SchemaSetupError:
+    if holder is None:
+        return SchemaSetupError("other replicas kept setting up LangGraph's tables: try again")
+    return SchemaSetupError(
+        "another session is setting up LangGraph's tables, and has not come to an end: pid "
+        f"{holder['pid']}, application_name {holder['application_name']!r}, {holder['state']} "
+        f"since {holder['query_start']}; next step: wait, if it builds an index, with a longer "
+        f"deadline; if its replica is gone, SELECT pg_terminate_backend({holder['pid']})"
+    )
+
+
+async def _refusal(cur: Cursor, error: psycopg.Error) -> SchemaSetupError:
+    """What is missing, and who can help."""
+    await cur.connection.rollback()  # which is nothing in autocommit mode
+    await cur.execute("SELECT current_schema() AS schema, current_user AS role")
+    row = await cur.fetchone() or {}
+    schema, role = row["schema"], row["role"]
+    if schema is None:
+        step = "CREATE SCHEMA, or correct the search_path"
+        return SchemaSetupError(f"no schema for LangGraph's tables: {error}; next step: {step}")
+    missing = [table for table in _TABLES if not await _answer(cur, _EXISTS, table)]
+    if missing:
+        what = f"{', '.join(missing)} are missing in schema {schema}"
+        step = f"GRANT CREATE ON SCHEMA {schema} TO {role}"
+    else:
+        what = f"the tables in schema {schema} are out of date, or not to be read"
+        step = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(_TABLES)} TO {role}"
+    return SchemaSetupError(
+        f"{what}, and role {role} may not change that: {error.diag.message_primary}; next step: "
+        f"{step}, or call setup() once as a role that may, usually the owner"
+    )
+
+
+async def _answer(cur: Cursor, query: str, *params: Any) -> Any:
+    await cur.execute(query, params)
     row = await cur.fetchone()
     return row["answer"] if row else None
 

@@ -138,13 +138,15 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         """As upstream, but any number of replicas may call it at once.
 
         Raises:
+            SchemaSetupError: tables are missing or out of date, and this role may not change that;
+                or another replica does not get done within `deadline`. It says what to do next.
             psycopg.errors.ActiveSqlTransaction: the pool's connections are not in autocommit mode.
         """
         await self._run("setup", self._migrate)
 
     async def _migrate(self) -> None:
         async with self._connection() as conn:
-            await migrate(conn, self.MIGRATIONS)
+            await migrate(conn, self.MIGRATIONS, patience=self.deadline)
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -450,6 +452,7 @@ async def open_checkpointer(
 
     Raises:
         PoolOpenError: the database cannot be reached.
+        SchemaSetupError: the tables are missing, and this role may not create them.
         ValueError: no conninfo anywhere.
         TypeError: settings for a pool that is already open.
 

@@ -11,7 +11,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from lghard import HardenedAsyncPostgresSaver, open_checkpointer, open_pool
+from lghard import HardenedAsyncPostgresSaver, SchemaSetupError, open_checkpointer, open_pool
+from lghard.postgres.migrations import _LOCK
 from lghard.testing import temporary_pgbouncer
 from tests.postgres.checkpoints import config_of, eventually, execute, put, query
 
@@ -185,6 +186,171 @@ async def test_setup_through_a_pooler(round_robin, lghard_empty_database):
         "WHERE locktype = 'advisory' AND datname = current_database()"
     )
     assert [] == await query(lghard_empty_database, locks)
+
+
+async def test_upstreams_setup_fails_behind_a_pooler(lghard_postgres, lghard_pgbouncer):
+    """The control: it is no better there."""
+    conninfo = lghard_postgres.create_database()
+    results = await set_up_at_once(AsyncPostgresSaver, lghard_pgbouncer.conninfo(conninfo))
+    assert any(results)
+
+
+async def test_any_number_of_replicas_may_set_up_behind_a_pooler(lghard_postgres, lghard_pgbouncer):
+    """The lock is held by a transaction, since no session is theirs."""
+    for _ in range(4):
+        conninfo = lghard_postgres.create_database()
+        pooled = lghard_pgbouncer.conninfo(conninfo)
+        assert [None] * REPLICAS == await set_up_at_once(HardenedAsyncPostgresSaver, pooled)
+        assert dict.fromkeys(INDEXES, True) == await indexes(conninfo)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_one_of_many_mends_an_index_behind_a_pooler(
+    lghard_database, lghard_pgbouncer, recorded
+):
+    """An index that is built concurrently does not wait for the transaction with the lock."""
+    await leave_invalid(lghard_database, recorded=recorded)
+    pooled = lghard_pgbouncer.conninfo(lghard_database)
+    assert [None] * REPLICAS == await set_up_at_once(HardenedAsyncPostgresSaver, pooled)
+    assert dict.fromkeys(INDEXES, True) == await indexes(lghard_database)
+
+
+async def test_the_lock_has_no_snapshot_whatever_the_default(lghard_database, lghard_pgbouncer):
+    """A REPEATABLE READ transaction would keep its own index from being built, for ever."""
+    with psycopg.connect(lghard_database) as conn:
+        database = conn.info.dbname
+    await execute(
+        lghard_database,
+        "DROP INDEX checkpoints_thread_id_idx",
+        "DELETE FROM checkpoint_migrations WHERE v >= 6",
+        f"ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read'",
+    )
+    async with saver_of(
+        HardenedAsyncPostgresSaver, lghard_pgbouncer.conninfo(lghard_database)
+    ) as saver:
+        await asyncio.wait_for(saver.setup(), 30)
+    assert dict.fromkeys(INDEXES, True) == await indexes(lghard_database)
+
+
+@pytest.fixture
+async def occupied(lghard_empty_database):
+    """The database of a replica that hangs in the middle of its setup(), and its process id."""
+    async with await AsyncConnection.connect(
+        lghard_empty_database, application_name="replica 7", autocommit=True
+    ) as conn:
+        await conn.execute(f"SELECT pg_advisory_lock({_LOCK})")
+        yield lghard_empty_database, conn.pgconn.backend_pid
+
+
+@pytest.mark.parametrize("way", ["direct", "pooled"])
+async def test_who_hangs_in_setup_is_named(occupied, lghard_pgbouncer, way):
+    """The others wait for as long as their deadline says, and then tell whom to look for."""
+    conninfo, pid = occupied
+    way_there = conninfo if way == "direct" else lghard_pgbouncer.conninfo(conninfo)
+    async with saver_of(HardenedAsyncPostgresSaver, way_there) as saver:
+        saver.deadline = 0.3
+        with pytest.raises(SchemaSetupError) as caught:
+            await saver.setup()
+        assert f"pid {pid}, application_name 'replica 7', idle since" in str(caught.value)
+        await execute(conninfo, f"SELECT pg_terminate_backend({pid})")
+        saver.deadline = 60.0
+        await saver.setup()
+
+
+@pytest.fixture
+def limited(lghard_empty_database):
+    """The database, and the way to it as a role that may do nothing there."""
+    with psycopg.connect(lghard_empty_database, autocommit=True) as admin:
+        role = f"limited_{admin.info.dbname}"
+        admin.execute(f"CREATE ROLE {role}")
+        admin.execute(f"GRANT {role} TO CURRENT_USER")
+        admin.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        yield lghard_empty_database, make_conninfo(lghard_empty_database, options=f"-crole={role}")
+        admin.execute(f"DROP OWNED BY {role}")
+        admin.execute(f"DROP ROLE {role}")
+
+
+def next_step(error):
+    """The statement that the message recommends."""
+    return str(error.value).partition("next step: ")[2].partition(", or")[0]
+
+
+async def test_upstream_only_says_what_the_server_says(limited):
+    """The control: permission denied, and nothing else."""
+    async with saver_of(AsyncPostgresSaver, limited[1]) as saver:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+            await saver.setup()
+    assert "GRANT" not in str(caught.value)
+
+
+async def test_a_role_that_may_not_create_tables(limited):
+    """It is told what is missing, and the very GRANT that helps."""
+    admin, conninfo = limited
+    async with saver_of(HardenedAsyncPostgresSaver, conninfo) as saver:
+        with pytest.raises(SchemaSetupError, match="checkpoint_writes are missing in") as caught:
+            await saver.setup()
+        await execute(admin, next_step(caught))
+        await saver.setup()
+        await put(saver, "t")
+
+
+async def test_a_role_that_may_not_read_the_tables(limited):
+    """They were made by another one, and the GRANT that helps is for use as well."""
+    admin, conninfo = limited
+    async with open_checkpointer(admin), saver_of(HardenedAsyncPostgresSaver, conninfo) as saver:
+        with pytest.raises(SchemaSetupError, match="not to be read") as caught:
+            await saver.setup()
+        await execute(admin, next_step(caught))
+        await saver.setup()
+        await put(saver, "t")
+
+
+async def test_a_role_that_may_not_bring_tables_up_to_date(limited):
+    """Only their owner may."""
+    admin, conninfo = limited
+    async with open_checkpointer(admin), saver_of(HardenedAsyncPostgresSaver, conninfo) as saver:
+        ((role,),) = await query(conninfo, "SELECT current_user")
+        await execute(
+            admin,
+            f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",
+            "DELETE FROM checkpoint_migrations WHERE v >= 8",
+        )
+        with pytest.raises(SchemaSetupError, match=r"call setup\(\) once as a role that may"):
+            await saver.setup()
+
+
+async def test_a_search_path_without_a_schema(lghard_empty_database):
+    """There is nowhere to create tables in."""
+    conninfo = make_conninfo(lghard_empty_database, options="-csearch_path=nowhere")
+    async with saver_of(HardenedAsyncPostgresSaver, conninfo) as saver:
+        with pytest.raises(SchemaSetupError, match="CREATE SCHEMA, or correct the search_path"):
+            await saver.setup()
+
+
+@BOTH
+async def test_tables_of_a_later_schema_do_not_count(lghard_database, saver_class):
+    """A tenant's tables are made in its own schema, even where it also sees everybody's."""
+    await execute(lghard_database, "CREATE SCHEMA tenant")
+    conninfo = make_conninfo(lghard_database, options="-csearch_path=tenant,public")
+    async with saver_of(saver_class, conninfo) as saver:
+        await saver.setup()
+        await put(saver, "t")
+    assert [(1, 0)] == await query(
+        lghard_database,
+        "SELECT (SELECT count(*) FROM tenant.checkpoints),"
+        " (SELECT count(*) FROM public.checkpoints)",
+    )
+
+
+async def test_an_invalid_index_of_another_schema_is_not_ours(lghard_database):
+    """It belongs to the tables of somebody else, and is left to them."""
+    await leave_invalid(lghard_database, recorded=True)
+    await execute(lghard_database, "CREATE SCHEMA tenant")
+    conninfo = make_conninfo(lghard_database, options="-csearch_path=tenant,public")
+    async with open_checkpointer(conninfo) as saver:
+        await saver.setup()
+    assert dict.fromkeys(INDEXES, True) == await indexes(lghard_database, "tenant")
+    assert (await indexes(lghard_database))["checkpoints_thread_id_idx"] is False
 
 
 async def test_each_schema_has_tables_of_its_own(lghard_database):
