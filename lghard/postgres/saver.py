@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import Any, LiteralString, TypeVar, Unpack
 
+import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
@@ -28,6 +29,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
+from lghard.postgres.advice import advise
 from lghard.postgres.home import Here, Place, Stay
 from lghard.postgres.migrations import migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
@@ -394,7 +396,11 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
             return await call()
         operation = self._operation(name)
         work = partial(operation.run, call, self._outage)
-        return await self._place.run(work, patience=operation.remaining())
+        try:
+            return await self._place.run(work, patience=operation.remaining())
+        except psycopg.Error as error:
+            advise(error)
+            raise
 
     def _operation(self, name: str) -> Operation:
         return Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)

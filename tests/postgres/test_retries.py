@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
@@ -168,6 +169,55 @@ async def test_errors_of_the_statement_are_not_repeated(saver, caplog):
     with pytest.raises(psycopg.errors.UntranslatableCharacter):
         await put(saver, "t", text="a\x00b")
     assert [] == [record for record in caplog.records if record.name == "lghard.postgres"]
+
+
+async def test_without_tables_the_next_step_is_told(lghard_empty_database):
+    """Upstream's error is the server's: relation "checkpoints" does not exist."""
+    async with open_checkpointer(lghard_empty_database, setup=False) as saver:
+        for operation in (put(saver, "t"), saver.aget_tuple(config_of("t"))):
+            with pytest.raises(psycopg.errors.UndefinedTable) as caught:
+                await operation
+            assert any("call setup() once" in note for note in notes_of(caught.value))
+        await saver.setup()
+        await put(saver, "t")
+
+
+@asynccontextmanager
+async def hot_thread(conninfo, saver):
+    """A thread, one of whose rows somebody else has locked."""
+    await put(saver, "t")
+    async with await AsyncConnection.connect(conninfo) as conn:
+        await conn.execute("SELECT FROM checkpoints FOR UPDATE")
+        yield
+
+
+async def test_upstream_waits_for_a_lock_without_end(lghard_database, upstream):
+    """The control: it sets no limit, and the server has none."""
+    async with hot_thread(lghard_database, upstream):
+        writing = asyncio.create_task(put(upstream, "t"))
+        pid = await waiting_backend(lghard_database)
+        assert await eventually(lambda: waiting_for_long(lghard_database, pid))
+        assert not writing.done()
+    await writing
+
+
+@pytest.mark.parametrize("name", ["aput", "adelete_thread", "aprune"])
+async def test_a_lock_is_waited_for_as_long_as_said(lghard_database, name, caplog):
+    """Once, with a note on whom to look for; then the pool is as good as before."""
+    operation = {
+        "aput": lambda saver: put(saver, "t"),
+        "adelete_thread": lambda saver: saver.adelete_thread("t"),
+        "aprune": lambda saver: saver.aprune(["t"], strategy="delete"),
+    }[name]
+    async with open_checkpointer(
+        lghard_database, setup=False, max_size=1, lock_timeout=0.1
+    ) as saver:
+        async with hot_thread(lghard_database, saver):
+            with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
+                await operation(saver)
+        assert any("two runs that write to one thread" in note for note in notes_of(caught.value))
+        assert [] == lines(caplog)
+        await operation(saver)
 
 
 async def test_a_frozen_backend_is_left_behind_by_a_read(lghard_postgres, lghard_database):
