@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError
+    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError, ThreadDeletedError
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -31,6 +31,7 @@ __all__ = [
     "PoolPlan",
     "PoolSettings",
     "SchemaSetupError",
+    "ThreadDeletedError",
     "close_shared_pools",
     "open_checkpointer",
     "open_pool",
@@ -47,6 +48,7 @@ _HOMES = {
     "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
     "SchemaSetupError": "lghard.errors",
+    "ThreadDeletedError": "lghard.errors",
     "close_shared_pools": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",

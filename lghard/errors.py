@@ -29,3 +29,12 @@ class SchemaSetupError(LghardError):
     """
 
     __module__ = "lghard"
+
+
+class ThreadDeletedError(LghardError):
+    """A write came too late: its thread has been deleted, and the checkpointer has a fence.
+
+    Nothing was written.
+    """
+
+    __module__ = "lghard"

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
@@ -50,7 +50,11 @@ AND l.objid = (hashtext(coalesce(current_schema(), ''))::bigint & 4294967295)::o
 
 
 async def migrate(
-    conn: psycopg.AsyncConnection[DictRow], migrations: Sequence[str], *, patience: float
+    conn: psycopg.AsyncConnection[DictRow],
+    migrations: Sequence[str],
+    tables: Mapping[str, str],
+    *,
+    patience: float,
 ) -> None:
     """Bring the tables up to the last of `migrations`; without any DDL if they are.
 
@@ -61,6 +65,7 @@ async def migrate(
     Args:
         conn: a connection in autocommit mode.
         migrations: the statements; the position of each is its version.
+        tables: further tables by name, and how to create each.
         patience: seconds to wait for another replica that is at it.
 
     Raises:
@@ -68,19 +73,21 @@ async def migrate(
     """
     async with conn.cursor(row_factory=dict_row) as cur:
         try:
-            if not await _is_current(cur, migrations):
+            if await _missing(cur, tables) or not await _is_current(cur, migrations):
                 async with _alone(cur, patience):
                     await _rebuild_invalid_indexes(cur, migrations)
                     await _run_missing(cur, migrations)
+                    for table in await _missing(cur, tables):
+                        await cur.execute(tables[table].encode())
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidSchemaName) as error:
-            raise await _refusal(cur, error) from error
+            raise await _refusal(cur, (*_TABLES, *tables), error) from error
 
 
 Cursor = psycopg.AsyncCursor[DictRow]
 
 
 async def _is_current(cur: Cursor, migrations: Sequence[str]) -> bool:
-    if not await _answer(cur, _EXISTS, "checkpoint_migrations"):
+    if await _missing(cur, ["checkpoint_migrations"]):
         return False
     version = await _version(cur)
     return version >= len(migrations) - 1 and not await _invalid_indexes(cur, migrations)
@@ -181,7 +188,7 @@ def _occupied(holder: DictRow | None) -> SchemaSetupError:
     )
 
 
-async def _refusal(cur: Cursor, error: psycopg.Error) -> SchemaSetupError:
+async def _refusal(cur: Cursor, tables: Iterable[str], error: psycopg.Error) -> SchemaSetupError:
     """What is missing, and who can help."""
     await cur.connection.rollback()  # which is nothing in autocommit mode
     await cur.execute("SELECT current_schema() AS schema, current_user AS role")
@@ -190,17 +197,20 @@ async def _refusal(cur: Cursor, error: psycopg.Error) -> SchemaSetupError:
     if schema is None:
         step = "CREATE SCHEMA, or correct the search_path"
         return SchemaSetupError(f"no schema for LangGraph's tables: {error}; next step: {step}")
-    missing = [table for table in _TABLES if not await _answer(cur, _EXISTS, table)]
-    if missing:
-        what = f"{', '.join(missing)} are missing in schema {schema}"
+    if missing := await _missing(cur, tables):
+        what = f"tables are missing in schema {schema} ({', '.join(missing)})"
         step = f"GRANT CREATE ON SCHEMA {schema} TO {role}"
     else:
         what = f"the tables in schema {schema} are out of date, or not to be read"
-        step = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(_TABLES)} TO {role}"
+        step = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(tables)} TO {role}"
     return SchemaSetupError(
         f"{what}, and role {role} may not change that: {error.diag.message_primary}; next step: "
         f"{step}, or call setup() once as a role that may, usually the owner"
     )
+
+
+async def _missing(cur: Cursor, tables: Iterable[str]) -> list[str]:
+    return [table for table in tables if not await _answer(cur, _EXISTS, table)]
 
 
 async def _answer(cur: Cursor, query: str, *params: Any) -> Any:

@@ -71,30 +71,31 @@ roots AS (
 SELECT thread_id FROM severed ORDER BY thread_id
 """
 
+# Of target, target, source; target, source; target, source.
 COPY_THREAD = """
 WITH copied_checkpoints AS (
     INSERT INTO checkpoints (
         thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
     )
     SELECT
-        %(target)s, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint,
+        %s, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint,
         metadata || jsonb_build_object('lghard_copied_from', thread_id)
         || CASE WHEN metadata ? 'thread_id'
-            THEN jsonb_build_object('thread_id', %(target)s::text) ELSE '{}' END
-    FROM checkpoints WHERE thread_id = %(source)s
+            THEN jsonb_build_object('thread_id', %s::text) ELSE '{}' END
+    FROM checkpoints WHERE thread_id = %s
     ON CONFLICT DO NOTHING
 ),
 copied_blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %(target)s, checkpoint_ns, channel, version, type, blob
-    FROM checkpoint_blobs WHERE thread_id = %(source)s
+    SELECT %s, checkpoint_ns, channel, version, type, blob
+    FROM checkpoint_blobs WHERE thread_id = %s
     ON CONFLICT DO NOTHING
 )
 INSERT INTO checkpoint_writes (
     thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
 )
-SELECT %(target)s, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
-FROM checkpoint_writes WHERE thread_id = %(source)s
+SELECT %s, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
+FROM checkpoint_writes WHERE thread_id = %s
 ON CONFLICT DO NOTHING
 """
 

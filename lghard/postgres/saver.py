@@ -29,7 +29,9 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
+from lghard.errors import ThreadDeletedError
 from lghard.postgres.advice import advise
+from lghard.postgres.fence import PRIMARY_KEY, TABLES, bury, refuse_deleted
 from lghard.postgres.home import Here, Place, Stay
 from lghard.postgres.migrations import migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
@@ -63,12 +65,16 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         serde: how values are encoded; the base class' own by default.
         deadline: seconds that one operation may take in all, retries included.
         attempt_timeout: seconds that the server may take to answer one attempt.
+        fence: seconds for which nothing can be written to a thread that was deleted, so that a run
+            that is still at work does not bring it back; None for no fence, as upstream. It has a
+            table of its own, which `setup()` creates.
 
     Raises:
         TypeError: `conn` is not a pool.
         ValueError: a `pipe` was given.
         psycopg.Error: from operations, as upstream; after retries with a note on how often and how
             long it was tried.
+        ThreadDeletedError: from writes, within the fence.
 
     Example:
         >>> async with open_pool() as pool:
@@ -85,6 +91,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         *,
         deadline: float = DEADLINE,
         attempt_timeout: float = ATTEMPT_TIMEOUT,
+        fence: float | None = None,
     ) -> None:
         if pipe is not None:
             raise ValueError(
@@ -100,6 +107,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         super().__init__(conn, serde=serde)
         self.deadline = deadline
         self.attempt_timeout = attempt_timeout
+        self.fence = fence
         self._outage = Outage()
         self._serialize = Serializing()
 
@@ -148,7 +156,8 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
 
     async def _migrate(self) -> None:
         async with self._connection() as conn:
-            await migrate(conn, self.MIGRATIONS, patience=self.deadline)
+            tables = {} if self.fence is None else TABLES
+            await migrate(conn, self.MIGRATIONS, tables, patience=self.deadline)
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -229,7 +238,8 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
             Jsonb(get_serializable_checkpoint_metadata(config, metadata)),
         )
         statements = [Statement(self.UPSERT_CHECKPOINT_BLOBS_SQL, row) for row in rows]
-        await self._write("aput", [*statements, Statement(self.UPSERT_CHECKPOINTS_SQL, row)])
+        statements.append(Statement(self.UPSERT_CHECKPOINTS_SQL, row))
+        await self._write("aput", thread_id, statements)
         return {
             "configurable": {
                 "thread_id": thread_id,
@@ -260,7 +270,8 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         )
         query = self.UPSERT_CHECKPOINT_WRITES_SQL if upsert else self.INSERT_CHECKPOINT_WRITES_SQL
         name = "aput_writes, UPSERT" if upsert else "aput_writes, DO NOTHING"
-        await self._write(name, [Statement(query, row) for row in rows])
+        thread_id = config["configurable"]["thread_id"]
+        await self._write(name, thread_id, [Statement(query, row) for row in rows])
 
     @override
     async def adelete_thread(self, thread_id: str) -> None:
@@ -268,6 +279,8 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
 
     async def _delete(self, thread_ids: Sequence[str]) -> None:
         async with self._cursor(pipeline=True) as cur, cur.connection.transaction():
+            if self.fence is not None:
+                await bury(cur, thread_ids, fence=self.fence, patience=self.deadline)
             await delete_threads(cur, thread_ids)
 
     @override
@@ -308,14 +321,15 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
             source_thread_id: the thread to copy; none of that name is an empty thread.
             target_thread_id: the thread to copy to, usually a new one.
         """
-        params = {"source": str(source_thread_id), "target": str(target_thread_id)}
-        await self._run("acopy_thread", partial(self._fetch, COPY_THREAD, params))
+        source, target = str(source_thread_id), str(target_thread_id)
+        params = target, target, source, target, source, target, source
+        await self._write("acopy_thread", target, [Statement(COPY_THREAD, params)])
 
     async def _fetch(self, query: LiteralString, params: Mapping[str, Any]) -> list[DictRow]:
         """The rows of one statement, planned for these very parameters."""
         async with self._cursor() as cur:
             await cur.execute(query, params, prepare=False)
-            return await cur.fetchall() if cur.description else []
+            return await cur.fetchall()
 
     @override
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -377,10 +391,21 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         read = partial(super().aget_delta_channel_history, config=config, channels=channels)
         return await self._run("aget_delta_channel_history", read)
 
-    async def _write(self, name: str, statements: Sequence[Statement]) -> None:
+    async def _write(self, name: str, thread_id: str, statements: Sequence[Statement]) -> None:
         """Execute `statements` all or none, repeated as the rule of operation `name` allows."""
-        if statements:
+        if not statements:
+            return
+        if self.fence is not None:
+            statements = [*refuse_deleted(thread_id), *statements]
+        try:
             await self._run(name, partial(self._execute, statements))
+        except psycopg.errors.UniqueViolation as error:
+            if error.diag.constraint_name != PRIMARY_KEY:
+                raise
+            raise ThreadDeletedError(
+                f"thread {thread_id!r} has been deleted, and what comes late is refused: end the "
+                f"run, or use a new thread id; this one is free {self.fence:g} s after its deletion"
+            ) from error
 
     async def _execute(self, statements: Sequence[Statement]) -> None:
         async with self._connection() as conn:
@@ -443,6 +468,7 @@ async def open_checkpointer(
     setup: bool = True,
     deadline: float = DEADLINE,
     attempt_timeout: float = ATTEMPT_TIMEOUT,
+    fence: float | None = None,
     **overrides: Unpack[PoolOverrides],
 ) -> AsyncIterator[HardenedAsyncPostgresSaver]:
     """A checkpointer that is ready to use, for the length of the block.
@@ -454,6 +480,8 @@ async def open_checkpointer(
         setup: create or migrate LangGraph's tables first.
         deadline: seconds that one operation may take in all, retries included.
         attempt_timeout: seconds that the server may take to answer one attempt.
+        fence: seconds for which nothing can be written to a thread that was deleted; None for no
+            fence, as upstream.
         overrides: further settings of the pool that is opened, see `open_pool`.
 
     Raises:
@@ -469,7 +497,11 @@ async def open_checkpointer(
     """
     async with _place(source, overrides) as place:
         saver = HardenedAsyncPostgresSaver(
-            place.pool, serde=serde, deadline=deadline, attempt_timeout=attempt_timeout
+            place.pool,
+            serde=serde,
+            deadline=deadline,
+            attempt_timeout=attempt_timeout,
+            fence=fence,
         )
         saver._place = place
         if setup:

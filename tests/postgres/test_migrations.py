@@ -287,7 +287,7 @@ async def test_a_role_that_may_not_create_tables(limited):
     """It is told what is missing, and the very GRANT that helps."""
     admin, conninfo = limited
     async with saver_of(HardenedAsyncPostgresSaver, conninfo) as saver:
-        with pytest.raises(SchemaSetupError, match="checkpoint_writes are missing in") as caught:
+        with pytest.raises(SchemaSetupError, match="tables are missing in schema public") as caught:
             await saver.setup()
         await execute(admin, next_step(caught))
         await saver.setup()

@@ -63,7 +63,7 @@ def plans() -> None:
 
 async def savers(pool: ManagedPool[Connection]) -> None:
     """A checkpointer is upstream's, for every use of one."""
-    async with open_checkpointer(pool, deadline=10) as checkpointer:
+    async with open_checkpointer(pool, deadline=10, fence=60) as checkpointer:
         assert_type(checkpointer, HardenedAsyncPostgresSaver)
         upstream: AsyncPostgresSaver = checkpointer
         assert_type(await upstream.aget_tuple({}), CheckpointTuple | None)
@@ -77,7 +77,7 @@ async def savers(pool: ManagedPool[Connection]) -> None:
         assert_type(any_checkpointer.serde.dumps_typed(1), tuple[str, bytes])
     async with HardenedAsyncPostgresSaver.from_conn_string("", pipeline=True) as saver:
         assert_type(saver, HardenedAsyncPostgresSaver)
-    HardenedAsyncPostgresSaver(pool, None, None)
+    HardenedAsyncPostgresSaver(pool, None, None, fence=None)
     HardenedAsyncPostgresSaver(1)  # pyright: ignore[reportArgumentType]
 
 
