@@ -11,7 +11,13 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 from tenacity import AsyncRetrying, RetryCallState
 
 from lghard.postgres.opening import PoolOpenError
-from lghard.resilience import TRANSIENT_SQLSTATES, backoff, is_transient, is_transient_sqlstate
+from lghard.resilience import (
+    TRANSIENT_SQLSTATES,
+    RetryBudget,
+    backoff,
+    is_transient,
+    is_transient_sqlstate,
+)
 from lghard.testing import TemporaryPostgres
 
 UNREACHABLE = "host=127.0.0.1 port=1 connect_timeout=2"
@@ -185,3 +191,64 @@ def test_backoff_doubles_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> N
 def test_backoff_has_full_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     """At least, each wait is nothing at all, so that clients spread over the whole interval."""
     assert waits(lambda low, high: low, monkeypatch) == [0.0] * 6
+
+
+@pytest.fixture
+def budget() -> RetryBudget:
+    """One that earns nothing by waiting, and whose only token is spent."""
+    budget = RetryBudget(per_second=1e-9)
+    assert budget._take() == 0.0
+    return budget
+
+
+async def test_the_first_retry_has_no_wait() -> None:
+    """A single lost connection costs nobody any time."""
+    assert await RetryBudget(per_second=1e-9).admit(0.0) is True
+
+
+async def test_a_retry_without_a_token_waits(budget: RetryBudget) -> None:
+    """Until its time is over, and it is told so."""
+    assert await budget.admit(0.01) is False
+
+
+async def test_a_success_lets_everybody_go(budget: RetryBudget) -> None:
+    """What was away is back."""
+    retries = [asyncio.create_task(budget.admit(60.0)) for _ in range(10)]
+    await asyncio.sleep(0)
+    budget.succeed()
+    assert await asyncio.gather(*retries) == [True] * 10
+
+
+async def test_ten_operations_earn_one_retry(budget: RetryBudget) -> None:
+    """Retries are a tenth of what is asked for at all."""
+    for _ in range(10):
+        budget.begin()
+    results = [await budget.admit(0.0) for _ in range(2)]
+    assert results == [True, False]
+
+
+async def test_no_more_than_one_token_is_kept(budget: RetryBudget) -> None:
+    """A long calm is no licence for a storm."""
+    for _ in range(1000):
+        budget.begin()
+    results = [await budget.admit(0.0) for _ in range(2)]
+    assert results == [True, False]
+
+
+async def test_time_earns_retries_as_well() -> None:
+    """Or nobody would find out that the outage is over."""
+    budget = RetryBudget(per_second=100.0)
+    assert [await budget.admit(60.0) for _ in range(3)] == [True] * 3
+
+
+async def test_who_is_cancelled_does_not_wait_any_more(budget: RetryBudget) -> None:
+    """And the others still do."""
+    gone, staying = (asyncio.create_task(budget.admit(60.0)) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert len(budget._waiting) == 1
+    budget.succeed()
+    assert await staying is True
+    assert not budget._waiting

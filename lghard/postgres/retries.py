@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
 
 from lghard.postgres.liveness import abort_after
-from lghard.resilience import backoff, is_transient
+from lghard.resilience import RetryBudget, backoff, is_conflict, is_transient
 
 logger = logging.getLogger("lghard.postgres")
 
@@ -109,6 +109,7 @@ class Operation:
         self._ends_at = self._started_at + (_LONG_ATTEMPT if name in LONG else deadline)
         self._lost: list[Backend] = []
         self._loss: psycopg.Error | None = None
+        self._error: psycopg.Error | None = None
 
     def remaining(self) -> float:
         """Seconds until the deadline."""
@@ -127,21 +128,22 @@ class Operation:
         self.pool = pool
         self.task = asyncio.current_task()
         token = _current.set(self)
+        outage.budget.begin()
         try:
-            return await self._attempt(call)
+            return await self._attempt(call, outage.budget)
         except psycopg.Error as error:
             if not self._may_repeat(error):
                 raise
             if self.name in LONG:
                 self._ends_at = monotonic() + self._deadline
             with outage.noticed(self.name, error) as over:
-                result = await self._repeat(call)
+                result = await self._repeat(call, outage.budget)
                 over()
                 return result
         finally:
             _current.reset(token)
 
-    async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _repeat(self, call: Callable[[], Awaitable[T]], budget: RetryBudget) -> T:
         retrying = AsyncRetrying(
             stop=stop_before_delay(self.remaining()),
             wait=backoff(first=0.02, longest=1.0),
@@ -149,14 +151,29 @@ class Operation:
             reraise=True,
         )
         try:
-            result: T = await retrying(self._attempt, call)
+            result: T = await retrying(self._attempt_in_turn, call, budget)
         except psycopg.Error as error:
             raise self._verdict(error) from error.__cause__
         return result
 
-    async def _attempt(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _attempt(self, call: Callable[[], Awaitable[T]], budget: RetryBudget) -> T:
         self.attempts += 1
-        return await call()
+        try:
+            result = await call()
+        except psycopg.Error as error:
+            self._error = error
+            raise
+        budget.succeed()
+        return result
+
+    async def _attempt_in_turn(self, call: Callable[[], Awaitable[T]], budget: RetryBudget) -> T:
+        """Another attempt, as soon as the budget allows one."""
+        error = self._error
+        if error and not is_conflict(error):
+            admitted = await budget.admit(self.remaining())
+            if not admitted:
+                raise error
+        return await self._attempt(call, budget)
 
     def _may_repeat(self, error: BaseException) -> bool:
         return error is self._loss or is_transient(error)
@@ -254,9 +271,14 @@ def current_operation() -> Operation | None:
 
 
 class Outage:
-    """Says once when the database goes away under somebody, and once when it is back."""
+    """Says once when the database goes away under somebody, and once when it is back.
+
+    Attributes:
+        budget: how often the operations that are in it together may try again.
+    """
 
     def __init__(self) -> None:
+        self.budget = RetryBudget()
         self._since: float | None = None
         self._repeating = 0
         self._repeated = 0
@@ -268,7 +290,8 @@ class Outage:
         Yields:
             what to call once it has succeeded.
         """
-        self._begin(name, error)
+        if not is_conflict(error):
+            self._begin(name, error)
         self._repeating += 1
         try:
             yield self._end

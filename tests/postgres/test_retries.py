@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from lghard import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres.retries import LONG, RULES, Operation, Outage, Repeat, current_operation
+from lghard.resilience import RetryBudget
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
     checkpoint,
@@ -577,3 +579,56 @@ async def test_a_task_started_inside_an_operation_is_not_in_it():
     operation = Operation("aput", deadline=60.0, attempt_timeout=60.0)
     pool = AsyncConnectionPool("", open=False)
     assert (operation, None) == await operation.run(call, Outage(), pool)
+
+
+CROWD = 200
+
+
+async def lost_in_an_outage(saver, proxy):
+    """How many attempts of a crowd of operations get lost, until the outage has lasted a while."""
+    await put(saver, "t")
+    proxy.lose_responses(1_000_000, containing=b"checkpoint")
+    began = monotonic()
+    crowd = [asyncio.create_task(saver.aget_tuple(config_of("t"))) for _ in range(CROWD)]
+    await eventually(lambda: proxy.lost > CROWD and monotonic() - began > 2.0)
+    lost = proxy.lost
+    proxy.lose_responses(0)
+    found = await asyncio.gather(*crowd)
+    assert [checkpoint()["id"]] * CROWD == [each.checkpoint["id"] for each in found]
+    return lost
+
+
+async def test_without_a_budget_an_outage_is_made_worse(saver, proxy, monkeypatch):
+    """The control: with nothing but a back-off, every operation tries again and again."""
+    monkeypatch.setattr(saver._outage.budget, "_take", lambda: 0.0)
+    assert 1.5 * CROWD < await lost_in_an_outage(saver, proxy)
+
+
+async def test_an_outage_is_not_made_worse(saver, proxy):
+    """A tenth more attempts than operations, at most, and all succeed when it is over."""
+    assert CROWD < await lost_in_an_outage(saver, proxy) <= 1.1 * CROWD
+
+
+async def test_the_end_of_an_outage_is_found_by_one(saver, proxy):
+    """One operation makes the attempts for all, and its success lets the others go."""
+    await lost_in_an_outage(saver, proxy)
+    assert not saver._outage.budget._waiting
+    assert saver.conn.snapshot().borrowed == 0
+
+
+async def test_a_conflict_is_no_outage(caplog):
+    """The server is there: nobody has to wait for a turn, and no line says otherwise."""
+    conflicts = 5
+
+    async def call():
+        nonlocal conflicts
+        conflicts -= 1
+        if conflicts:
+            raise psycopg.errors.SerializationFailure
+        return "done"
+
+    outage = Outage()
+    outage.budget = RetryBudget(per_second=1e-9)
+    operation = Operation("aprune", deadline=60.0, attempt_timeout=60.0)
+    assert "done" == await operation.run(call, outage, AsyncConnectionPool("", open=False))
+    assert [] == lines(caplog)
