@@ -219,6 +219,14 @@ async def test_a_success_lets_everybody_go(budget: RetryBudget) -> None:
     assert await asyncio.gather(*retries) == [True] * 10
 
 
+async def test_a_success_in_another_loop_counts(budget: RetryBudget) -> None:
+    """The operations of one checkpointer may be at work in several, each in a thread."""
+    retry = asyncio.create_task(budget.admit(60.0))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(budget.succeed)
+    assert await retry is True
+
+
 async def test_ten_operations_earn_one_retry(budget: RetryBudget) -> None:
     """Retries are a tenth of what is asked for at all."""
     for _ in range(10):

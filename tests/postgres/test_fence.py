@@ -253,3 +253,25 @@ async def test_a_role_that_may_not_put_up_the_fence(lghard_database):
             pass
         admin.execute(f"DROP OWNED BY {role}")
         admin.execute(f"DROP ROLE {role}")
+
+
+async def test_from_several_event_loops(lghard_database):
+    """The connections are in a thread of their own then, and errors come back from there."""
+
+    async def elsewhere():
+        async with open_checkpointer(lghard_database, fence=60.0) as other:
+            await put(other, "t")
+            await other.acopy_thread("t", "copy")
+            await other.adelete_for_runs(["run"])
+            await other.aprune(["t", "copy"])
+            await other.adelete_thread("t")
+
+    async with open_checkpointer(lghard_database, fence=60.0) as saver:
+        await put(saver, "u")
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        with pytest.raises(ThreadDeletedError):
+            await put(saver, "t")
+        await execute(lghard_database, "DROP TABLE lghard_deleted_threads")
+        with pytest.raises(psycopg.errors.UndefinedTable) as caught:
+            await put(saver, "copy")
+    assert "call setup() once" in "".join(caught.value.__notes__)
