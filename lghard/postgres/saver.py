@@ -20,7 +20,7 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver, Conn
-from langgraph.checkpoint.postgres.base import _aexecute, _refuse_delta_threads
+from langgraph.checkpoint.postgres.base import _aexecute, _keep_latest, _refuse_delta_threads
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
@@ -371,18 +371,23 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
             valid = ", ".join(map(repr, STRATEGIES))
             raise ValueError(f"Unknown prune strategy: {strategy!r}; there are {valid}")
         thread_ids = [str(thread_id) for thread_id in thread_ids]
+        if not thread_ids:
+            return
         if STRATEGIES[strategy] == "delete":
-            if thread_ids:
-                await self._run("aprune", partial(self._delete, thread_ids))
+            await self._run("aprune", partial(self._delete, thread_ids))
             return
         await self._run("aprune", partial(self._refuse_delta_threads, thread_ids))
         for thread_id in thread_ids:
-            await self._run("aprune", partial(super().aprune, [thread_id], strategy=strategy))
+            await self._run("aprune", partial(self._keep_latest, thread_id))
 
     async def _refuse_delta_threads(self, thread_ids: Sequence[str]) -> None:
         """Before any is pruned, as upstream."""
         async with self._cursor() as cur:
             await _aexecute(cur, _refuse_delta_threads(thread_ids))
+
+    async def _keep_latest(self, thread_id: str) -> None:
+        async with self._cursor() as cur, cur.connection.transaction():
+            await _aexecute(cur, _keep_latest(thread_id))
 
     @override
     async def aget_delta_channel_history(

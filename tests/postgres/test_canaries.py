@@ -256,10 +256,17 @@ LEANINGS += [
     ),
     Leaning(
         "langgraph-checkpoint-postgres",
+        "langgraph.checkpoint.postgres.base:_keep_latest",
+        "(thread_id)",
+        "saver.py, _keep_latest",
+        "it says what to execute to prune one thread",
+    ),
+    Leaning(
+        "langgraph-checkpoint-postgres",
         "langgraph.checkpoint.postgres.base:_aexecute",
         "async (cur, statements)",
-        "saver.py, _refuse_delta_threads",
-        "it executes what the function above asks for",
+        "saver.py, _refuse_delta_threads and _keep_latest",
+        "it executes what the functions above ask for",
     ),
 ]
 
