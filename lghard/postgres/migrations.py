@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
 from typing import Any
 
@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
 from lghard.errors import SchemaSetupError
-from lghard.postgres.liveness import is_pooled
+from lghard.postgres.liveness import abort_after, is_pooled
 
 _TABLES = "checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes"
 
@@ -47,6 +47,10 @@ AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current
 AND l.classid = (hashtext('lghard.migrations')::bigint & 4294967295)::oid
 AND l.objid = (hashtext(coalesce(current_schema(), ''))::bigint & 4294967295)::oid
 """
+
+
+# Seconds that one question may take when the time for waiting is over.
+_GRACE = 1.0
 
 
 async def migrate(
@@ -160,13 +164,35 @@ async def _lock_behind_a_pooler(cur: Cursor, ends_at: float) -> AsyncIterator[No
         guard.cursor(row_factory=dict_row) as own,
     ):
         while True:
-            async with guard.transaction():
-                await own.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                await own.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-                if await _answer(own, f"SELECT pg_try_advisory_xact_lock({_LOCK}) AS answer"):
+            async with AsyncExitStack() as transaction:
+                with abort_after(guard, ends_at - monotonic() + _GRACE):
+                    await transaction.enter_async_context(guard.transaction())
+                    is_ours = await _take_for_the_transaction(own)
+                if is_ours:
+                    await _make_sure_of_a_second_session(cur, ends_at)
                     yield
                     return
             await _pause(own, ends_at)
+
+
+async def _take_for_the_transaction(cur: Cursor) -> bool:
+    await cur.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    await cur.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+    return bool(await _answer(cur, f"SELECT pg_try_advisory_xact_lock({_LOCK}) AS answer"))
+
+
+async def _make_sure_of_a_second_session(cur: Cursor, ends_at: float) -> None:
+    """Or the migration would wait for the session that holds its own lock."""
+    try:
+        with abort_after(cur.connection, ends_at - monotonic() + _GRACE):
+            await cur.execute("SELECT 1")
+    except psycopg.OperationalError as error:
+        if monotonic() < ends_at:  # it was not for want of time
+            raise
+        raise SchemaSetupError(
+            "the pooler has given setup() one connection to the server, and no second one: raise "
+            "its default_pool_size to 2 at least, or call setup() once over a direct connection"
+        ) from error
 
 
 async def _pause(cur: Cursor, ends_at: float) -> None:

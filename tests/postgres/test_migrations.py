@@ -232,6 +232,19 @@ async def test_the_lock_has_no_snapshot_whatever_the_default(lghard_database, lg
     assert dict.fromkeys(INDEXES, True) == await indexes(lghard_database)
 
 
+async def test_a_pooler_with_one_connection_cannot_do_it(lghard_postgres, lghard_empty_database):
+    """It takes two; with one, the error says so in time. Tables that are current need none."""
+    with temporary_pgbouncer(lghard_postgres, settings={"default_pool_size": "1"}) as pooler:
+        conninfo = pooler.conninfo(lghard_empty_database)
+        async with saver_of(HardenedAsyncPostgresSaver, conninfo) as saver:
+            saver.deadline = 0.2
+            with pytest.raises(SchemaSetupError, match="default_pool_size to 2"):
+                await saver.setup()
+            async with open_checkpointer(lghard_empty_database):
+                pass
+            await saver.setup()
+
+
 @pytest.fixture
 async def occupied(lghard_empty_database):
     """The database of a replica that hangs in the middle of its setup(), and its process id."""
