@@ -6,7 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from time import monotonic
 from typing import Protocol, TypeVar
@@ -24,6 +24,10 @@ from lghard.resilience import backoff
 
 T = TypeVar("T")
 AnyPool = AsyncConnectionPool[AsyncConnection[DictRow]]
+
+# An error is a result here: asyncio reports an exception that a waiter has not fetched, and one
+# that is raised again and again keeps the frames of all who have ever met it.
+Where = concurrent.futures.Future[Share | BaseException]
 
 # Seconds that a loop gets to close its pool when a second loop has come. One that takes longer is
 # blocked, and has its idle connections closed from outside.
@@ -69,7 +73,7 @@ class Home:
         self.guests: Counter[asyncio.AbstractEventLoop] = Counter()
         self._call = call
         self._share: Share | None = None
-        self._where = concurrent.futures.Future[Share]()
+        self._where = Where()
         self._thread: IOThread | None = None
         self._move: concurrent.futures.Future[None] | None = None
         self._obstacle: BaseException | None = None
@@ -102,20 +106,23 @@ class Home:
                 if where is self._where:
                     raise
 
-    async def _found(self, where: concurrent.futures.Future[Share], patience: float) -> Share:
+    async def _found(self, where: Where, patience: float) -> Share:
         if not where.done():
             await asyncio.wait({asyncio.wrap_future(where)}, timeout=patience)
         if not where.done():
             raise PoolTimeout(
                 f"there was no connection within {patience:.0f} s"
             ) from self._obstacle
-        return where.result()
+        found = where.result()
+        if isinstance(found, Share):
+            return found
+        raise found.with_traceback(None)
 
     # Called by Homes, under its lock
 
     def is_of_use(self) -> bool:
         """Whether another checkpointer may live here."""
-        return not (self._where.done() and self._where.exception())
+        return not self._where.done() or isinstance(self._where.result(), Share)
 
     def welcome(self, loop: asyncio.AbstractEventLoop) -> None:
         """One more checkpointer of `loop`, which is running, lives here now."""
@@ -128,10 +135,12 @@ class Home:
             self._begin_to_move(self._share)
 
     def _begin_to_move(self, old: Share) -> None:
-        self._where = concurrent.futures.Future()
+        self._where = Where()
         self._thread = IOThread()
         self._thread.start()
-        self._move = asyncio.run_coroutine_threadsafe(self._move_in(old), self._thread.loop)
+        self._move = asyncio.run_coroutine_threadsafe(
+            self._move_in(old, self._where), self._thread.loop
+        )
         self._move.add_done_callback(partial(_say_if_it_failed, self._where))
 
     def leave_behind(self) -> None:
@@ -142,8 +151,8 @@ class Home:
         )
 
     def _refuse(self, reason: str) -> None:
-        self._where = concurrent.futures.Future()
-        self._where.set_exception(PoolClosed(reason))
+        self._where = Where()
+        self._where.set_result(PoolClosed(reason))
 
     def finish(self) -> None:
         """End what is left when all loops that lived here have been closed."""
@@ -155,7 +164,7 @@ class Home:
 
     # In the thread
 
-    async def _move_in(self, old: Share) -> None:
+    async def _move_in(self, old: Share, where: Where) -> None:
         budget = self.asked.settings.max_size
         left = await self._retire(old, budget)
         retrying = AsyncRetrying(
@@ -163,7 +172,7 @@ class Home:
         )
         share: Share = await retrying(self._open, budget - left)
         self._share = share
-        self._where.set_result(share)
+        _settle(where, share)
         if left:
             await _until(lambda: not old.open_connections(), float("inf"))
             await share.pool.resize(self.asked.settings.min_size, budget)
@@ -202,21 +211,18 @@ class Home:
             self._thread.stop()
 
 
-def _pass_on(
-    share: Share, where: concurrent.futures.Future[Share], ready: "asyncio.Future[object]"
-) -> None:
-    if error := ready.exception():
-        where.set_exception(error)
-    else:
-        where.set_result(share)
+def _pass_on(share: Share, where: Where, ready: "asyncio.Future[object]") -> None:
+    _settle(where, ready.exception() or share)
 
 
-def _say_if_it_failed(
-    where: concurrent.futures.Future[Share], move: concurrent.futures.Future[None]
-) -> None:
-    if not where.done():
-        closed = PoolClosed("the checkpointer was closed while its connections moved")
-        where.set_exception((not move.cancelled() and move.exception()) or closed)
+def _say_if_it_failed(where: Where, move: concurrent.futures.Future[None]) -> None:
+    closed = PoolClosed("the checkpointer was closed while its connections moved")
+    _settle(where, (not move.cancelled() and move.exception()) or closed)
+
+
+def _settle(where: Where, found: Share | BaseException) -> None:
+    with suppress(concurrent.futures.InvalidStateError):  # another thread was faster
+        where.set_result(found)
 
 
 async def _until(condition: Callable[[], bool], timeout: float) -> bool:

@@ -295,6 +295,32 @@ async def test_all_who_open_hear_why_it_failed(proxy: FaultProxy, conninfo: str)
             pass
 
 
+async def test_a_failed_opening_is_not_reported_again(
+    proxy: FaultProxy, conninfo: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who opens hears of it; asyncio has nothing left to complain about."""
+    proxy.refuse()
+    with pytest.raises(PoolOpenError):
+        async with open_checkpointer(proxy.conninfo(conninfo), open_timeout=0.1):
+            pass
+    gc.collect()
+    assert [] == [record.message for record in caplog.records if record.name == "asyncio"]
+
+
+async def test_what_is_closed_keeps_nobody_who_asks(conninfo: str) -> None:
+    """Each one's error is his own: it does not grow by the frames of those before."""
+    async with open_checkpointer(conninfo) as saver:
+        pass
+    lengths = [await length_of_refusal(saver) for _ in range(3)]
+    assert [lengths[0]] * 3 == lengths
+
+
+async def length_of_refusal(saver: Any) -> int:
+    with pytest.raises(PoolClosed) as caught:
+        await saver.aget_tuple(config_of("t"))
+    return len(caught.traceback)
+
+
 # Loops that block or end
 
 
