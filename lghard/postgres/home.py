@@ -37,6 +37,9 @@ _POLL = 0.01
 # Seconds that a call which was sent to the thread may take beyond its own deadline.
 _GRACE = 5.0
 
+# Seconds by which an opening may overrun its timeout, to say why it failed.
+_MARGIN = 0.5
+
 
 class Place(Protocol):
     """Where a saver's connections are."""
@@ -45,7 +48,9 @@ class Place(Protocol):
     def pool(self) -> AnyPool:
         """Where they come from."""
 
-    async def run(self, work: Callable[[AnyPool], Awaitable[T]], *, patience: float) -> T:
+    async def run(
+        self, work: Callable[[AnyPool], Awaitable[T]], *, timeout: float, patience: float
+    ) -> T:
         """The result of `work(pool)`, done in the event loop of the pool."""
 
 
@@ -55,7 +60,13 @@ class Here:
     def __init__(self, pool: AnyPool) -> None:
         self.pool = pool
 
-    async def run(self, work: Callable[[AnyPool], Awaitable[T]], *, patience: float) -> T:  # noqa: ARG002
+    async def run(
+        self,
+        work: Callable[[AnyPool], Awaitable[T]],
+        *,
+        timeout: float,  # noqa: ARG002
+        patience: float,  # noqa: ARG002
+    ) -> T:
         """The result of `work(pool)`."""
         return await work(self.pool)
 
@@ -84,20 +95,24 @@ class Home:
         assert self._share
         return self._share.pool
 
-    async def run(self, work: Callable[[AnyPool], Awaitable[T]], *, patience: float) -> T:
+    async def run(
+        self, work: Callable[[AnyPool], Awaitable[T]], *, timeout: float, patience: float
+    ) -> T:
         """The result of `work(pool)`, done where the pool is.
 
         Args:
             work: may be called again, if the pool moves away under it.
+            timeout: seconds to wait for a pool that is being opened, or moves.
             patience: seconds that `work` takes at most.
 
         Raises:
             PoolClosed: the pool has been closed.
+            PoolTimeout: there was none within `timeout`.
         """
         while True:
             where = self._where
             try:
-                share = await self._found(where, patience)
+                share = await self._found(where, timeout)
                 if share.loop is asyncio.get_running_loop():
                     return await work(share.pool)
                 there = partial(work, share.pool)
@@ -106,13 +121,11 @@ class Home:
                 if where is self._where:
                     raise
 
-    async def _found(self, where: Where, patience: float) -> Share:
+    async def _found(self, where: Where, timeout: float) -> Share:
         if not where.done():
-            await asyncio.wait({asyncio.wrap_future(where)}, timeout=patience)
+            await asyncio.wait({asyncio.wrap_future(where)}, timeout=timeout)
         if not where.done():
-            raise PoolTimeout(
-                f"there was no connection within {patience:.0f} s"
-            ) from self._obstacle
+            raise PoolTimeout(f"there was no connection within {timeout:.1f} s") from self._obstacle
         found = where.result()
         if isinstance(found, Share):
             return found
@@ -311,11 +324,18 @@ class Stay(AbstractAsyncContextManager[Home]):
         self._loop = asyncio.get_running_loop()
         self._home = _homes.enter(self._call)
         try:
-            await self._home.run(_nothing, patience=self._home.asked.settings.open_timeout)
+            await self._until_it_is_open(self._home.asked.settings.open_timeout)
         except BaseException:
             await _homes.leave(self._home, self._loop)
             raise
         return self._home
+
+    async def _until_it_is_open(self, timeout: float) -> None:
+        try:
+            # The opening itself ends first, and knows why it failed.
+            await self._home.run(_nothing, timeout=timeout + _MARGIN, patience=timeout)
+        except PoolTimeout as error:
+            raise PoolOpenError(f"cannot open a checkpointer: {error}") from error.__cause__
 
     @override
     async def __aexit__(self, *_: object) -> None:

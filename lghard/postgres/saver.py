@@ -279,7 +279,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
             return await call()
         operation = self._operation(name)
         work = partial(operation.run, call, self._outage)
-        return await self._place.run(work, patience=operation.remaining())
+        return await self._place.run(work, timeout=self.deadline, patience=operation.remaining())
 
     def _operation(self, name: str) -> Operation:
         return Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool, PoolClosed
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from lghard import PoolOpenError, open_checkpointer
 from lghard.postgres import home as home_module
@@ -293,6 +293,56 @@ async def test_all_who_open_hear_why_it_failed(proxy: FaultProxy, conninfo: str)
     with pytest.raises(PoolOpenError, match="refused"):
         async with open_checkpointer(away, max_size=BUDGET, open_timeout=0.2):
             pass
+
+
+async def test_a_server_that_does_not_answer_is_named(proxy: FaultProxy, conninfo: str) -> None:
+    """The wait for an opening does not end before the opening itself, which knows why."""
+    proxy.blackhole()
+    with pytest.raises(PoolOpenError, match=f"{proxy.port}.*next step"):
+        async with open_checkpointer(proxy.conninfo(conninfo), open_timeout=0.3):
+            pass
+
+
+@asynccontextmanager
+async def moving(
+    proxy: FaultProxy, server: TemporaryPostgres, **overrides: Any
+) -> AsyncIterator[tuple[list[Loop], "asyncio.Task[Loop]"]]:
+    """Two loops; the second is entering, and no connection can move: there is no server."""
+    conninfo = proxy.conninfo(server.create_database())
+    loops = [Loop(conninfo, **overrides), Loop(conninfo, **overrides)]
+    with closing(loops):
+        await loops[0].enter()
+        proxy.refuse()
+        proxy.reset()
+        entering = asyncio.create_task(loops[1].enter())
+        await eventually(lambda: loops[0].saver._place._thread)
+        yield loops, entering
+        proxy.accept()
+
+
+async def test_who_cannot_open_while_connections_move_hears_why(
+    proxy: FaultProxy, breakable_postgres: TemporaryPostgres
+) -> None:
+    """It is the error of any opening."""
+    async with moving(proxy, breakable_postgres, open_timeout=0.2) as (_, entering):
+        with pytest.raises(PoolOpenError) as caught:
+            await entering
+    assert "refused" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("operation", ["aget_tuple", "adelete_thread"])
+async def test_nothing_waits_for_connections_that_move_beyond_its_deadline(
+    operation: str, proxy: FaultProxy, breakable_postgres: TemporaryPostgres
+) -> None:
+    """Not even an operation that may take an hour once it has begun."""
+    async with moving(proxy, breakable_postgres) as (loops, entering):
+        saver = loops[0].saver
+        saver.deadline = 0.1
+        argument = config_of("t") if operation == "aget_tuple" else "t"
+        with pytest.raises(PoolTimeout):
+            await loops[0].submit(getattr(saver, operation)(argument))
+        proxy.accept()
+        await entering
 
 
 async def test_a_failed_opening_is_not_reported_again(
