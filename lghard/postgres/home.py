@@ -181,7 +181,8 @@ class Home:
         budget = self.asked.settings.max_size
         left = await self._retire(old, budget)
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(PoolOpenError), wait=backoff(first=0.1, longest=1.0)
+            retry=retry_if_exception_type(),  # a configure callback may raise anything
+            wait=backoff(first=0.1, longest=1.0),
         )
         share: Share = await retrying(self._open, budget - left)
         self._share = share

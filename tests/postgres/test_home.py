@@ -282,6 +282,22 @@ async def test_the_database_is_away_when_a_second_loop_comes(
         assert (1, 1) == (await loops[0].turns("t", 1), await loops[1].turns("o", 1))
 
 
+async def test_a_callback_that_fails_while_connections_move_breaks_nobody(conninfo: str) -> None:
+    """It is called again, as for any connection; the first loop was well before."""
+    errors: list[Exception] = []
+
+    async def configure(_: object) -> None:
+        if errors:
+            raise errors.pop()
+
+    loops = [Loop(conninfo, configure=configure), Loop(conninfo, configure=configure)]
+    with closing(loops):
+        await loops[0].enter()
+        errors.append(RuntimeError("a hiccup"))
+        await loops[1].enter()
+        assert (1, 1) == (await loops[0].turns("t", 1), await loops[1].turns("o", 1))
+
+
 async def test_all_who_open_hear_why_it_failed(proxy: FaultProxy, conninfo: str) -> None:
     """And the next one tries again."""
     proxy.refuse()
