@@ -188,19 +188,17 @@ class Home:
         self._share = share
         _settle(where, share)
         if left:
-            await _until(lambda: not old.open_connections(), float("inf"))
+            await _until(lambda: not _remaining(old), float("inf"))
             await share.pool.resize(self.asked.settings.min_size, budget)
 
     async def _retire(self, old: Share, budget: int) -> int:
         """Have `old` closed; returns how many connections it still has, less than `budget`."""
-        if old.is_over():
-            old.finish()
-        else:
+        if not old.is_over():
             old.retire()
             if not await _until(old.ended.done, _RETIRE):
                 old.leave()
-        await _until(lambda: old.open_connections() < budget, float("inf"))
-        return old.open_connections()
+        await _until(lambda: _remaining(old) < budget, float("inf"))
+        return _remaining(old)
 
     async def _open(self, size: int) -> Share:
         wanted = self.asked.settings
@@ -223,6 +221,13 @@ class Home:
             await self._share.close()
         if self._thread:
             self._thread.stop()
+
+
+def _remaining(old: Share) -> int:
+    """How many connections it still has. What a loop that has ended has borrowed comes not back."""
+    if old.is_over():
+        old.finish()
+    return old.open_connections()
 
 
 def _pass_on(share: Share, where: Where, ready: "asyncio.Future[object]") -> None:

@@ -265,6 +265,28 @@ async def test_a_blocked_loop_keeps_what_it_has_borrowed(
         assert BUDGET >= backends()
 
 
+@pytest.mark.parametrize("borrowed", [BUDGET - 1, BUDGET])
+async def test_a_loop_ends_while_its_connections_move(
+    borrowed: int, conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had borrowed, and will never give back, is part of the budget again."""
+    monkeypatch.setattr(home_module, "_RETIRE", 0.05)
+    loops = [Loop(conninfo), Loop(conninfo)]
+    with closing(loops):
+        await loops[0].enter()
+        native = loops[0].saver.conn
+        lent = [await loops[0].submit(native.getconn()) for _ in range(borrowed)]
+        entering = asyncio.create_task(loops[1].enter())
+        await eventually(lambda: native._draining)
+        if borrowed < BUDGET:
+            await entering
+        loops[0].close_abruptly()
+        await entering
+        await eventually(lambda: loops[1].saver.conn.max_size == BUDGET)
+        assert all(conn.closed for conn in lent)
+        assert 1 == await loops[1].turns("t", 1)
+
+
 async def test_the_database_is_away_when_a_second_loop_comes(
     proxy: FaultProxy, breakable_postgres: TemporaryPostgres
 ) -> None:
