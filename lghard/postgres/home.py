@@ -139,21 +139,19 @@ class Home:
 
     def welcome(self, loop: asyncio.AbstractEventLoop) -> None:
         """One more checkpointer of `loop`, which is running, lives here now."""
-        self.guests[loop] += 1
         if self._share is None:
             self._share = Share(self._call, self.asked, settings=self.asked.settings)
             _registry.keep(self._share, compare=True)
             self._share.ready.add_done_callback(partial(_pass_on, self._share, self._where))
         elif self._thread is None and self._share.loop is not loop:
             self._begin_to_move(self._share)
+        self.guests[loop] += 1
 
     def _begin_to_move(self, old: Share) -> None:
-        self._where = Where()
-        self._thread = IOThread()
-        self._thread.start()
-        self._move = asyncio.run_coroutine_threadsafe(
-            self._move_in(old, self._where), self._thread.loop
-        )
+        thread = IOThread()
+        thread.start()  # a process has only so many: nothing has changed if this fails
+        self._thread, self._where = thread, Where()
+        self._move = asyncio.run_coroutine_threadsafe(self._move_in(old, self._where), thread.loop)
         self._move.add_done_callback(partial(_say_if_it_failed, self._where))
 
     def leave_behind(self) -> None:

@@ -287,6 +287,26 @@ async def test_a_loop_ends_while_its_connections_move(
         assert 1 == await loops[1].turns("t", 1)
 
 
+async def test_a_thread_that_cannot_start_changes_nothing(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second loop hears of it, and may try again; the first one goes on."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    loops = [Loop(conninfo), Loop(conninfo)]
+    with closing(loops):
+        await loops[0].enter()
+        with monkeypatch.context() as patch:
+            patch.setattr(io_thread.IOThread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await loops[1].enter()
+        assert 1 == await loops[0].turns("t", 1)
+        await loops[1].enter()
+        assert 1 == await loops[1].turns("t", 1)
+
+
 async def test_the_database_is_away_when_a_second_loop_comes(
     proxy: FaultProxy, breakable_postgres: TemporaryPostgres
 ) -> None:
