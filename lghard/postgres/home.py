@@ -6,7 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from time import monotonic
 from typing import Protocol, TypeVar
@@ -25,6 +25,10 @@ from lghard.resilience import backoff
 T = TypeVar("T")
 AnyPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
+# An error is a result here: asyncio reports an exception that a waiter has not fetched, and one
+# that is raised again and again keeps the frames of all who have ever met it.
+Where = concurrent.futures.Future[Share | BaseException]
+
 # Seconds that a loop gets to close its pool when a second loop has come. One that takes longer is
 # blocked, and has its idle connections closed from outside.
 _RETIRE = 1.0
@@ -32,6 +36,9 @@ _POLL = 0.01
 
 # Seconds that a call which was sent to the thread may take beyond its own deadline.
 _GRACE = 5.0
+
+# Seconds by which an opening may overrun its timeout, to say why it failed.
+_MARGIN = 0.5
 
 
 class Place(Protocol):
@@ -41,7 +48,13 @@ class Place(Protocol):
     def pool(self) -> AnyPool:
         """Where they come from."""
 
-    async def run(self, work: Callable[[AnyPool], Awaitable[T]], *, patience: float) -> T:
+    async def run(
+        self,
+        work: Callable[[AnyPool], Awaitable[T]],
+        *,
+        timeout: Callable[[], float],
+        patience: float,
+    ) -> T:
         """The result of `work(pool)`, done in the event loop of the pool."""
 
 
@@ -51,7 +64,13 @@ class Here:
     def __init__(self, pool: AnyPool) -> None:
         self.pool = pool
 
-    async def run(self, work: Callable[[AnyPool], Awaitable[T]], *, patience: float) -> T:  # noqa: ARG002
+    async def run(
+        self,
+        work: Callable[[AnyPool], Awaitable[T]],
+        *,
+        timeout: Callable[[], float],  # noqa: ARG002
+        patience: float,  # noqa: ARG002
+    ) -> T:
         """The result of `work(pool)`."""
         return await work(self.pool)
 
@@ -69,7 +88,7 @@ class Home:
         self.guests: Counter[asyncio.AbstractEventLoop] = Counter()
         self._call = call
         self._share: Share | None = None
-        self._where = concurrent.futures.Future[Share]()
+        self._where = Where()
         self._thread: IOThread | None = None
         self._move: concurrent.futures.Future[None] | None = None
         self._obstacle: BaseException | None = None
@@ -80,20 +99,28 @@ class Home:
         assert self._share
         return self._share.pool
 
-    async def run(self, work: Callable[[AnyPool], Awaitable[T]], *, patience: float) -> T:
+    async def run(
+        self,
+        work: Callable[[AnyPool], Awaitable[T]],
+        *,
+        timeout: Callable[[], float],
+        patience: float,
+    ) -> T:
         """The result of `work(pool)`, done where the pool is.
 
         Args:
             work: may be called again, if the pool moves away under it.
+            timeout: seconds to wait, from then on, for a pool that is being opened, or moves.
             patience: seconds that `work` takes at most.
 
         Raises:
             PoolClosed: the pool has been closed.
+            PoolTimeout: there was none within `timeout`.
         """
         while True:
             where = self._where
             try:
-                share = await self._found(where, patience)
+                share = await self._found(where, timeout())
                 if share.loop is asyncio.get_running_loop():
                     return await work(share.pool)
                 there = partial(work, share.pool)
@@ -102,36 +129,44 @@ class Home:
                 if where is self._where:
                     raise
 
-    async def _found(self, where: concurrent.futures.Future[Share], patience: float) -> Share:
+    async def _found(self, where: Where, timeout: float) -> Share:
         if not where.done():
-            await asyncio.wait({asyncio.wrap_future(where)}, timeout=patience)
+            await asyncio.wait({asyncio.wrap_future(where)}, timeout=timeout)
         if not where.done():
-            raise PoolTimeout(
-                f"there was no connection within {patience:.0f} s"
-            ) from self._obstacle
-        return where.result()
+            raise PoolTimeout(f"there was no connection within {timeout:.1f} s") from self._obstacle
+        found = where.result()
+        if isinstance(found, Share):
+            return found
+        raise found.with_traceback(None)
 
     # Called by Homes, under its lock
 
+    def is_gone(self) -> bool:
+        """Whether its pool has been closed, too."""
+        return self._share is None or self._share.is_over() or self._share.ended.done()
+
     def is_of_use(self) -> bool:
         """Whether another checkpointer may live here."""
-        return not (self._where.done() and self._where.exception())
+        if not self._where.done():
+            return True
+        found = self._where.result()
+        return isinstance(found, Share) and not found.is_closed()
 
     def welcome(self, loop: asyncio.AbstractEventLoop) -> None:
         """One more checkpointer of `loop`, which is running, lives here now."""
-        self.guests[loop] += 1
         if self._share is None:
             self._share = Share(self._call, self.asked, settings=self.asked.settings)
             _registry.keep(self._share, compare=True)
             self._share.ready.add_done_callback(partial(_pass_on, self._share, self._where))
         elif self._thread is None and self._share.loop is not loop:
             self._begin_to_move(self._share)
+        self.guests[loop] += 1
 
     def _begin_to_move(self, old: Share) -> None:
-        self._where = concurrent.futures.Future()
-        self._thread = IOThread()
-        self._thread.start()
-        self._move = asyncio.run_coroutine_threadsafe(self._move_in(old), self._thread.loop)
+        thread = IOThread()
+        thread.start()  # a process has only so many: nothing has changed if this fails
+        self._thread, self._where = thread, Where()
+        self._move = asyncio.run_coroutine_threadsafe(self._move_in(old, self._where), thread.loop)
         self._move.add_done_callback(partial(_say_if_it_failed, self._where))
 
     def leave_behind(self) -> None:
@@ -142,42 +177,41 @@ class Home:
         )
 
     def _refuse(self, reason: str) -> None:
-        self._where = concurrent.futures.Future()
-        self._where.set_exception(PoolClosed(reason))
+        self._where = Where()
+        self._where.set_result(PoolClosed(reason))
 
     def finish(self) -> None:
         """End what is left when all loops that lived here have been closed."""
         self._refuse("all event loops that used this checkpointer have been closed")
         if self._thread:
             self._thread.stop()
-        elif self._share:
+        if self._share and self._share.is_over():
             self._share.finish()
 
     # In the thread
 
-    async def _move_in(self, old: Share) -> None:
+    async def _move_in(self, old: Share, where: Where) -> None:
         budget = self.asked.settings.max_size
         left = await self._retire(old, budget)
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(PoolOpenError), wait=backoff(first=0.1, longest=1.0)
+            retry=retry_if_exception_type(),  # a configure callback may raise anything
+            wait=backoff(first=0.1, longest=1.0),
         )
         share: Share = await retrying(self._open, budget - left)
         self._share = share
-        self._where.set_result(share)
+        _settle(where, share)
         if left:
-            await _until(lambda: not old.open_connections(), float("inf"))
+            await _until(lambda: not _remaining(old), float("inf"))
             await share.pool.resize(self.asked.settings.min_size, budget)
 
     async def _retire(self, old: Share, budget: int) -> int:
         """Have `old` closed; returns how many connections it still has, less than `budget`."""
-        if old.is_over():
-            old.finish()
-        else:
+        if not old.is_over():
             old.retire()
             if not await _until(old.ended.done, _RETIRE):
                 old.leave()
-        await _until(lambda: old.open_connections() < budget, float("inf"))
-        return old.open_connections()
+        await _until(lambda: _remaining(old) < budget, float("inf"))
+        return _remaining(old)
 
     async def _open(self, size: int) -> Share:
         wanted = self.asked.settings
@@ -196,27 +230,33 @@ class Home:
         self._refuse("the checkpointer is closed")
         if self._move:
             self._move.cancel()
-        if self._share:
-            await self._share.close()
-        if self._thread:
-            self._thread.stop()
+        try:
+            if self._share:
+                await self._share.close()
+        finally:  # whoever is cancelled here must not leave a thread behind
+            if self._thread:
+                self._thread.stop()
 
 
-def _pass_on(
-    share: Share, where: concurrent.futures.Future[Share], ready: "asyncio.Future[object]"
-) -> None:
-    if error := ready.exception():
-        where.set_exception(error)
-    else:
-        where.set_result(share)
+def _remaining(old: Share) -> int:
+    """How many connections it still has. What a loop that has ended has borrowed comes not back."""
+    if old.is_over():
+        old.finish()
+    return old.open_connections()
 
 
-def _say_if_it_failed(
-    where: concurrent.futures.Future[Share], move: concurrent.futures.Future[None]
-) -> None:
-    if not where.done():
-        closed = PoolClosed("the checkpointer was closed while its connections moved")
-        where.set_exception((not move.cancelled() and move.exception()) or closed)
+def _pass_on(share: Share, where: Where, ready: "asyncio.Future[object]") -> None:
+    _settle(where, ready.exception() or share)
+
+
+def _say_if_it_failed(where: Where, move: concurrent.futures.Future[None]) -> None:
+    closed = PoolClosed("the checkpointer was closed while its connections moved")
+    _settle(where, (not move.cancelled() and move.exception()) or closed)
+
+
+def _settle(where: Where, found: Share | BaseException) -> None:
+    with suppress(concurrent.futures.InvalidStateError):  # another thread was faster
+        where.set_result(found)
 
 
 async def _until(condition: Callable[[], bool], timeout: float) -> bool:
@@ -233,11 +273,27 @@ class Homes:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._homes: list[Home] = []
+        self._closing: list[Home] = []
         self._is_hooked = False
 
-    def enter(self, call: Call) -> Home:
-        """The home for this call, in which the running loop is a guest from now on."""
+    async def enter(self, call: Call) -> Home:
+        """The home for this call, in which the running loop is a guest from now on.
+
+        While the one before it is being closed, there would be two, each with a full budget.
+        """
         asked = Request(call)
+        ends_at = monotonic() + asked.settings.open_timeout
+        while self._is_closing(asked) and monotonic() < ends_at:  # noqa: ASYNC110 - of other loops
+            await asyncio.sleep(_POLL)
+        return self._enter(call, asked)
+
+    def _is_closing(self, asked: Request) -> bool:
+        with self._lock:
+            self._forget_closed_loops()
+            self._closing = [home for home in self._closing if not home.is_gone()]
+            return any(home.asked.equals(asked) for home in self._closing)
+
+    def _enter(self, call: Call, asked: Request) -> Home:
         with self._lock:
             self._hook()
             self._forget_closed_loops()
@@ -257,6 +313,7 @@ class Homes:
             is_last = not home.guests and home in self._homes
             if is_last:
                 self._homes.remove(home)
+                self._closing.append(home)
         if is_last:
             await home.close()
 
@@ -265,6 +322,7 @@ class Homes:
             home.guests = Counter(loop for loop in home.guests.elements() if not loop.is_closed())
             if not home.guests:
                 self._homes.remove(home)
+                self._closing.append(home)
                 home.finish()
 
     def _hook(self) -> None:
@@ -274,7 +332,7 @@ class Homes:
 
     def _in_child(self) -> None:
         self._lock = threading.RLock()  # the parent's may be held by a thread that is not here
-        inherited, self._homes = self._homes, []
+        inherited, self._homes, self._closing = self._homes, [], []
         for home in inherited:
             home.leave_behind()
 
@@ -303,13 +361,20 @@ class Stay(AbstractAsyncContextManager[Home]):
             PoolOpenError: the database cannot be reached.
         """
         self._loop = asyncio.get_running_loop()
-        self._home = _homes.enter(self._call)
+        self._home = await _homes.enter(self._call)
         try:
-            await self._home.run(_nothing, patience=self._home.asked.settings.open_timeout)
+            await self._until_it_is_open(self._home.asked.settings.open_timeout)
         except BaseException:
             await _homes.leave(self._home, self._loop)
             raise
         return self._home
+
+    async def _until_it_is_open(self, timeout: float) -> None:
+        try:
+            # The opening itself ends first, and knows why it failed.
+            await self._home.run(_nothing, timeout=lambda: timeout + _MARGIN, patience=timeout)
+        except PoolTimeout as error:
+            raise PoolOpenError(f"cannot open a checkpointer: {error}") from error.__cause__
 
     @override
     async def __aexit__(self, *_: object) -> None:

@@ -427,8 +427,11 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         operation = self._operation(name)
         work = partial(operation.run, call, self._outage)
         try:
-            return await self._place.run(work, patience=operation.remaining())
+            return await self._place.run(
+                work, timeout=operation.patience, patience=operation.remaining()
+            )
         except psycopg.Error as error:
+            operation.say_if_unknown(error)
             advise(error)
             raise
 

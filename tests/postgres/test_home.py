@@ -10,17 +10,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool, PoolClosed
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from lghard import PoolOpenError, open_checkpointer
 from lghard.postgres import home as home_module
-from lghard.postgres import io_thread
+from lghard.postgres import io_thread, shared
 from lghard.testing import FaultProxy, TemporaryPostgres
-from tests.postgres.checkpoints import config_of, eventually, put
+from tests.postgres.checkpoints import config_of, eventually, put, waiting_backend
 
 LOOPS = 11  # of a LangGraph server with isolated loops: its own, and ten for runs
 BUDGET = 3
@@ -208,6 +209,47 @@ async def test_the_last_who_leaves_closes(conninfo: str, backends: Callable[[], 
             await loops[1].turns("t", 1)
 
 
+async def test_who_enters_while_the_last_one_leaves_waits(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """Until its connections are closed: both together would exceed the budget."""
+    async with entered(1, conninfo, min_size=BUDGET) as [old]:
+        native = old.saver.conn
+        lent = await old.submit(native.getconn())
+        leaving = asyncio.create_task(old.leave())
+        await eventually(lambda: native._draining)
+        new = Loop(conninfo, min_size=BUDGET)
+        with closing([new]):
+            entering = asyncio.create_task(new.enter())
+            await old.submit(asyncio.sleep(0.1))
+            assert not entering.done()
+            await old.submit(native.putconn(lent))
+            await asyncio.gather(leaving, entering)
+            assert 1 == await new.turns("t", 1)
+            await eventually(lambda: backends() <= BUDGET)
+
+
+async def test_who_is_cancelled_while_leaving_leaves_no_thread(conninfo: str) -> None:
+    """The last one would wait for a connection that is in use."""
+    async with entered(2, conninfo) as loops:
+        home = loops[0].saver._place
+        borrowing = asyncio.run_coroutine_threadsafe(home.pool.getconn(), home._thread.loop)
+        await asyncio.wrap_future(borrowing)
+        await loops[0].leave()
+        leaving = asyncio.create_task(loops[1].leave())
+        await eventually(lambda: home.pool._draining)
+        leaving.cancel()
+        await eventually(lambda: not home._thread.is_alive())
+
+
+async def test_a_pool_that_was_closed_by_mistake_is_not_shared(conninfo: str) -> None:
+    """Somebody who never leaves would otherwise keep everybody else from ever opening another."""
+    async with open_checkpointer(conninfo) as one:
+        await one.conn.close()
+        async with open_checkpointer(conninfo) as other:
+            assert 1 == await turns(other, "t", 1)
+
+
 async def test_opened_again_after_all_have_left(conninfo: str) -> None:
     """A home is not for life."""
     for _ in range(2):
@@ -247,6 +289,34 @@ async def test_a_second_loop_comes_while_the_first_is_blocked(
         assert TURNS == await loops[0].turns("t")
 
 
+async def test_a_loop_is_blocked_while_it_connects(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """What it has begun to connect is its part of the budget, too."""
+    release, blocked = threading.Event(), threading.Event()
+    connected = []
+
+    async def configure(conn: object) -> None:
+        connected.append(conn)
+        if len(connected) == 2:  # the first one of the pool, while the others are on their way
+            blocked.set()
+            release.wait(30)
+
+    overrides = {"min_size": BUDGET, "configure": configure}
+    loops = [Loop(conninfo, **overrides), Loop(conninfo, **overrides)]
+    with closing(loops):
+        entering = [asyncio.create_task(loops[0].enter())]
+        await asyncio.to_thread(blocked.wait)
+        native = next(iter(home_module._homes._homes))._share
+        entering.append(asyncio.create_task(loops[1].enter()))
+        await eventually(lambda: native.pool._connecting == BUDGET)
+        counted = native.open_connections()
+        release.set()
+        await asyncio.gather(*entering)
+        assert BUDGET <= counted
+        await eventually(lambda: backends() <= BUDGET)
+
+
 async def test_a_blocked_loop_keeps_what_it_has_borrowed(
     conninfo: str, backends: Callable[[], int]
 ) -> None:
@@ -263,6 +333,48 @@ async def test_a_blocked_loop_keeps_what_it_has_borrowed(
         await loops[0].submit(native.putconn(lent))
         await eventually(lambda: loops[1].saver.conn.max_size == BUDGET)
         assert BUDGET >= backends()
+
+
+@pytest.mark.parametrize("borrowed", [BUDGET - 1, BUDGET])
+async def test_a_loop_ends_while_its_connections_move(
+    borrowed: int, conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had borrowed, and will never give back, is part of the budget again."""
+    monkeypatch.setattr(home_module, "_RETIRE", 0.05)
+    loops = [Loop(conninfo), Loop(conninfo)]
+    with closing(loops):
+        await loops[0].enter()
+        native = loops[0].saver.conn
+        lent = [await loops[0].submit(native.getconn()) for _ in range(borrowed)]
+        entering = asyncio.create_task(loops[1].enter())
+        await eventually(lambda: native._draining)
+        if borrowed < BUDGET:
+            await entering
+        loops[0].close_abruptly()
+        await entering
+        await eventually(lambda: loops[1].saver.conn.max_size == BUDGET)
+        assert all(conn.closed for conn in lent)
+        assert 1 == await loops[1].turns("t", 1)
+
+
+async def test_a_thread_that_cannot_start_changes_nothing(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second loop hears of it, and may try again; the first one goes on."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    loops = [Loop(conninfo), Loop(conninfo)]
+    with closing(loops):
+        await loops[0].enter()
+        with monkeypatch.context() as patch:
+            patch.setattr(io_thread.IOThread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await loops[1].enter()
+        assert 1 == await loops[0].turns("t", 1)
+        await loops[1].enter()
+        assert 1 == await loops[1].turns("t", 1)
 
 
 async def test_the_database_is_away_when_a_second_loop_comes(
@@ -282,6 +394,22 @@ async def test_the_database_is_away_when_a_second_loop_comes(
         assert (1, 1) == (await loops[0].turns("t", 1), await loops[1].turns("o", 1))
 
 
+async def test_a_callback_that_fails_while_connections_move_breaks_nobody(conninfo: str) -> None:
+    """It is called again, as for any connection; the first loop was well before."""
+    errors: list[Exception] = []
+
+    async def configure(_: object) -> None:
+        if errors:
+            raise errors.pop()
+
+    loops = [Loop(conninfo, configure=configure), Loop(conninfo, configure=configure)]
+    with closing(loops):
+        await loops[0].enter()
+        errors.append(RuntimeError("a hiccup"))
+        await loops[1].enter()
+        assert (1, 1) == (await loops[0].turns("t", 1), await loops[1].turns("o", 1))
+
+
 async def test_all_who_open_hear_why_it_failed(proxy: FaultProxy, conninfo: str) -> None:
     """And the next one tries again."""
     proxy.refuse()
@@ -293,6 +421,124 @@ async def test_all_who_open_hear_why_it_failed(proxy: FaultProxy, conninfo: str)
     with pytest.raises(PoolOpenError, match="refused"):
         async with open_checkpointer(away, max_size=BUDGET, open_timeout=0.2):
             pass
+
+
+async def test_a_server_that_does_not_answer_is_named(proxy: FaultProxy, conninfo: str) -> None:
+    """The wait for an opening does not end before the opening itself, which knows why."""
+    proxy.blackhole()
+    with pytest.raises(PoolOpenError, match=f"{proxy.port}.*next step"):
+        async with open_checkpointer(proxy.conninfo(conninfo), open_timeout=0.3):
+            pass
+
+
+@asynccontextmanager
+async def moving(
+    proxy: FaultProxy, server: TemporaryPostgres, **overrides: Any
+) -> AsyncIterator[tuple[list[Loop], "asyncio.Task[Loop]"]]:
+    """Two loops; the second is entering, and no connection can move: there is no server."""
+    conninfo = proxy.conninfo(server.create_database())
+    loops = [Loop(conninfo, **overrides), Loop(conninfo, **overrides)]
+    with closing(loops):
+        await loops[0].enter()
+        proxy.refuse()
+        proxy.reset()
+        entering = asyncio.create_task(loops[1].enter())
+        await eventually(lambda: loops[0].saver._place._thread)
+        yield loops, entering
+        proxy.accept()
+
+
+async def test_who_cannot_open_while_connections_move_hears_why(
+    proxy: FaultProxy, breakable_postgres: TemporaryPostgres
+) -> None:
+    """It is the error of any opening."""
+    async with moving(proxy, breakable_postgres, open_timeout=0.2) as (_, entering):
+        with pytest.raises(PoolOpenError) as caught:
+            await entering
+    assert "refused" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("operation", ["aget_tuple", "adelete_thread"])
+async def test_nothing_waits_for_connections_that_move_beyond_its_deadline(
+    operation: str, proxy: FaultProxy, breakable_postgres: TemporaryPostgres
+) -> None:
+    """Not even an operation that may take an hour once it has begun."""
+    async with moving(proxy, breakable_postgres) as (loops, entering):
+        saver = loops[0].saver
+        saver.deadline = 0.1
+        argument = config_of("t") if operation == "aget_tuple" else "t"
+        with pytest.raises(PoolTimeout):
+            await loops[0].submit(getattr(saver, operation)(argument))
+        proxy.accept()
+        await entering
+
+
+@pytest.fixture
+async def shaky(lghard_postgres: TemporaryPostgres) -> AsyncIterator[FaultProxy]:
+    """A network to the server of this test's database."""
+    async with FaultProxy(lghard_postgres.host, lghard_postgres.port) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize(("arrives", "stands"), [(True, "newer"), (False, "old")])
+async def test_a_write_that_moves_remembers_what_it_has_lost(
+    arrives: bool,
+    stands: str,
+    conninfo: str,
+    shaky: FaultProxy,
+    lghard_postgres: TemporaryPostgres,
+) -> None:
+    """It is not repeated while its backend is frozen, and if that cannot be stopped, he is told."""
+    away = shaky.conninfo(conninfo)
+    loops = [Loop(away, deadline=1.5), Loop(away, deadline=1.5)]
+    with closing(loops):
+        await loops[0].enter()
+        await loops[0].submit(put(loops[0].saver, "t", text="first"))
+        async with await psycopg.AsyncConnection.connect(conninfo) as locking:
+            await locking.execute("SELECT FROM checkpoints FOR UPDATE")
+            writing = loops[0].submit(put(loops[0].saver, "t", text="old"))
+            pid = await waiting_backend(conninfo)
+            lghard_postgres.freeze_backend(pid)
+            if not arrives:
+                shaky.refuse()
+            shaky.reset()
+        entering = asyncio.create_task(loops[1].enter())
+        with pytest.raises(psycopg.OperationalError) as caught:
+            await writing
+        shaky.accept()
+        await entering
+        await loops[1].submit(put(loops[1].saver, "t", text="newer"))
+        lghard_postgres.thaw_backend(pid)
+        await eventually(lambda: not psutil.pid_exists(pid))
+        found = await loops[1].submit(loops[1].saver.aget_tuple(config_of("t")))
+    assert "outcome of aput is unknown" in "".join(caught.value.__notes__)
+    assert {"text": stands} == found.checkpoint["channel_values"]
+
+
+async def test_a_failed_opening_is_not_reported_again(
+    proxy: FaultProxy, conninfo: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who opens hears of it; asyncio has nothing left to complain about."""
+    proxy.refuse()
+    with pytest.raises(PoolOpenError):
+        async with open_checkpointer(proxy.conninfo(conninfo), open_timeout=0.1):
+            pass
+    gc.collect()
+    assert [] == [record.message for record in caplog.records if record.name == "asyncio"]
+
+
+async def test_what_is_closed_keeps_nobody_who_asks(conninfo: str) -> None:
+    """Each one's error is his own: it does not grow by the frames of those before."""
+    async with open_checkpointer(conninfo) as saver:
+        pass
+    lengths = [await length_of_refusal(saver) for _ in range(3)]
+    assert [lengths[0]] * 3 == lengths
+
+
+async def length_of_refusal(saver: Any) -> int:
+    with pytest.raises(PoolClosed) as caught:
+        await saver.aget_tuple(config_of("t"))
+    return len(caught.traceback)
 
 
 # Loops that block or end
@@ -330,6 +576,15 @@ async def test_loops_that_are_closed_do_not_count(
         await eventually(lambda: left.closed)
         assert 1 == await turns(saver, "t", 1)
         await eventually(lambda: backends() == saver.conn.snapshot().size)
+
+
+async def test_nothing_is_kept_of_a_loop_that_was_closed(conninfo: str) -> None:
+    """A process may open and close any number of them."""
+    left = Loop(conninfo)
+    await left.enter()
+    left.close_abruptly()
+    async with open_checkpointer(conninfo, max_size=BUDGET):
+        assert left.loop not in [share.loop for share in shared._registry._shares]
 
 
 # Cancellation and deadlines of calls to the thread
