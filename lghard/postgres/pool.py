@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
+from math import inf
 from time import monotonic
 
 import psycopg
@@ -333,6 +334,9 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         since: float = getattr(conn, _IDLE_SINCE, 0.0)
         if pulse is Pulse.ALIVE and now - since >= self.ping_after:
             return Pulse.SUSPECT
+        if pulse is Pulse.SUSPECT:
+            # The look has read what made it so: only an answer clears it, not a second look.
+            setattr(conn, _IDLE_SINCE, -inf)
         return pulse
 
     async def _answers(self, conn: ACT, timeout: float) -> bool:

@@ -256,6 +256,18 @@ async def test_notified_connection_survives(
             assert [conn.info.backend_pid] == before
 
 
+async def test_suspect_stays_one_until_it_has_answered(
+    breakable_postgres: TemporaryPostgres, until: Until, conninfo: str
+) -> None:
+    """What made the socket readable is read by the first look; the next one must not be fooled."""
+    async with opened(conninfo, 1) as pool:
+        pool.ping_timeout = 0.1
+        before = pids(pool)
+        await notify(breakable_postgres, pool._pool[0], until)
+        async with frozen(breakable_postgres, *before), pool.connection() as conn:
+            assert [conn.info.backend_pid] != before
+
+
 async def test_notified_connection_survives_a_sweep(
     breakable_postgres: TemporaryPostgres, kill: Kill, until: Until, conninfo: str
 ) -> None:
