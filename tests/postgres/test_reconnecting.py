@@ -13,6 +13,7 @@ from psycopg_pool.base import AttemptWithBackoff
 
 from lghard import ManagedPool, open_pool
 from lghard.postgres.reconnecting import URGENT, Attempt, Reconnects, is_away
+from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import eventually, query
 
 REFUSED = "Connection refused"
@@ -71,6 +72,24 @@ async def test_a_server_that_comes_back_is_noticed_by_who_waits(lghard_own_postg
         await asyncio.to_thread(server.start)
         await pool.putconn(await borrower)
         await eventually(lambda: pool.snapshot().missing == 0)
+
+
+async def test_an_outage_is_not_logged_with_each_attempt(lghard_postgres, lghard_database, caplog):
+    """One line for each connection that is lost, and one when the server gives another reason."""
+    async with FaultProxy(lghard_postgres.host, lghard_postgres.port) as proxy:
+        conninfo = proxy.conninfo(lghard_database)
+        async with open_pool(conninfo, min_size=2, max_size=2) as pool:
+            proxy.refuse()
+            proxy.drop()
+            borrower = asyncio.create_task(pool.getconn())
+            await eventually(lambda: pool._reconnects._failures > 12)
+            assert ["psycopg.pool"] * 2 == [record.name for record in caplog.records]
+            lghard_postgres.drop_database(lghard_database)
+            proxy.accept()
+            await eventually(lambda: "does not exist" in caplog.text)
+            borrower.cancel()
+    (reason,) = [record for record in caplog.records if record.name == "lghard.postgres"]
+    assert "cannot connect" in reason.getMessage()
 
 
 async def test_one_attempt_at_a_time_while_the_server_is_away(lghard_own_postgres):
