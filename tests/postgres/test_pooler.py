@@ -121,6 +121,21 @@ async def timeout_of(pool):
         ]
 
 
+async def test_upstreams_settings_reach_strangers_behind_a_pooler(pooled):
+    """The control: what one client sets stays with the server's connection."""
+
+    async def configure(conn):
+        await conn.execute("SET statement_timeout = '7s'")
+
+    kwargs = {"autocommit": True, "row_factory": dict_row}
+    async with AsyncConnectionPool(
+        pooled, min_size=1, kwargs=kwargs, configure=configure, open=False
+    ) as pool:
+        await pool.wait()
+        async with open_pool(pooled) as stranger:
+            assert "7s" == await timeout_of(stranger)
+
+
 async def test_settings_of_the_session_are_set(lghard_database, caplog):
     """On every connection, in whatever unit the server shows them."""
     async with open_pool(lghard_database, statement_timeout=7.0) as pool:
