@@ -11,6 +11,7 @@ import pytest
 from lghard.testing import FaultProxy, TemporaryPostgres, temporary_postgres
 from lghard.testing.binaries import PostgresNotFoundError, find_binaries
 from lghard.testing.fixtures import require_or_skip
+from tests.postgres.tls import temporary_tls_postgres
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 Kill = Callable[..., Awaitable[None]]
@@ -26,6 +27,13 @@ def breakable_postgres() -> Iterator[TemporaryPostgres]:
     except PostgresNotFoundError as error:
         require_or_skip(str(error))
     with temporary_postgres(binaries=binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls_postgres() -> Iterator[TemporaryPostgres]:
+    """Such a server that is spoken to over TLS, by clients that ask for it."""
+    with temporary_tls_postgres() as server:
         yield server
 
 

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
+from math import inf
 from time import monotonic
 
 import psycopg
@@ -53,7 +54,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     - An idle connection is replaced at `max_lifetime` too, not only one that comes back.
     - While the server is away and somebody waits, one attempt to connect follows the other within
       0.05 s; otherwise they back off to 1 s, and to 5 s where the server refuses. Upstream starts
-      at 1 s and doubles without a bound.
+      at 1 s and doubles without a bound. An attempt that fails like the one before is not logged.
     - After `reconnect_timeout`, `reconnect_failed` is called as upstream, but the pool goes on
       trying to have `min_size` connections; upstream leaves it empty.
     - A connection that reports a read-only server (SQLSTATE 25006) is not used again, nor are the
@@ -83,6 +84,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     _waiting: deque[Waiter[ACT]]  # type: ignore[assignment]
     _connecting: int = 0
+    _made: ACT | None = None
     _draining: bool = False
     _loop: asyncio.AbstractEventLoop | None = None
 
@@ -333,6 +335,9 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         since: float = getattr(conn, _IDLE_SINCE, 0.0)
         if pulse is Pulse.ALIVE and now - since >= self.ping_after:
             return Pulse.SUSPECT
+        if pulse is Pulse.SUSPECT:
+            # The look has read what made it so: only an answer clears it, not a second look.
+            setattr(conn, _IDLE_SINCE, -inf)
         return pulse
 
     async def _answers(self, conn: ACT, timeout: float) -> bool:
@@ -430,6 +435,9 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     @override
     async def _connect(self, timeout: float | None = None) -> ACT:
+        if made := self._made:
+            self._made = None
+            return made
         self._connecting += 1
         try:
             conn = await super()._connect(timeout)
@@ -446,7 +454,23 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         self, attempt: AttemptWithBackoff | None, growing: bool = False
     ) -> None:
         attempt = attempt or Attempt(timeout=self.reconnect_timeout)
+        if attempt.give_up_at and not attempt.time_to_give_up(monotonic()):
+            # Upstream asks _connect for it at once; nothing else runs in between.
+            self._made = await self._try_again()
+            if self._made is None:
+                self._reconnects.postpone(AddConnection(self, attempt, growing=growing))
+                return
         await super()._add_connection(attempt, growing=growing)
+
+    async def _try_again(self) -> ACT | None:
+        """A connection, if one can be made now. Upstream would log every attempt that fails."""
+        before = str(self._reconnects.error)
+        try:
+            return await self._connect()
+        except Exception as error:
+            if str(error) != before:
+                logger.warning("the pool %r cannot connect: %s", self.name, error)
+            return None
 
     @override
     async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:

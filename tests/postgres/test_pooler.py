@@ -88,11 +88,15 @@ async def test_a_pooler_can_be_told(lghard_database, pooler, expected):
 
 
 async def test_a_restarted_pooler(lghard_postgres, lghard_database):
-    """Idle connections are replaced, and an operation waits while it is away."""
+    """Idle connections are replaced, and an operation waits while it is away; upstream's fails."""
     with temporary_pgbouncer(lghard_postgres) as pooler:
-        async with open_checkpointer(pooler.conninfo(lghard_database), setup=False) as saver:
+        conninfo = pooler.conninfo(lghard_database)
+        async with open_checkpointer(conninfo, setup=False) as saver, upstream(conninfo) as theirs:
             await put(saver, "t")
+            await put(theirs, "t")
             await asyncio.to_thread(pooler.restart)
+            with pytest.raises(psycopg.OperationalError):
+                await put(theirs, "t", 2)
             await put(saver, "t", 2)
             await asyncio.to_thread(pooler.stop)
             reading = asyncio.create_task(saver.aget_tuple(config_of("t")))
@@ -101,11 +105,35 @@ async def test_a_restarted_pooler(lghard_postgres, lghard_database):
             assert await reading
 
 
+@asynccontextmanager
+async def upstream(conninfo):
+    """Upstream's checkpointer as it has to be behind a pooler: it prepares nothing."""
+    kwargs = {"autocommit": True, "prepare_threshold": None, "row_factory": dict_row}
+    async with AsyncConnectionPool(conninfo, min_size=1, kwargs=kwargs, open=False) as pool:
+        await pool.wait()
+        yield AsyncPostgresSaver(pool)
+
+
 async def timeout_of(pool):
     async with pool.connection() as conn:
         return (await (await conn.execute("SHOW statement_timeout")).fetchone())[
             "statement_timeout"
         ]
+
+
+async def test_upstreams_settings_reach_strangers_behind_a_pooler(pooled):
+    """The control: what one client sets stays with the server's connection."""
+
+    async def configure(conn):
+        await conn.execute("SET statement_timeout = '7s'")
+
+    kwargs = {"autocommit": True, "row_factory": dict_row}
+    async with AsyncConnectionPool(
+        pooled, min_size=1, kwargs=kwargs, configure=configure, open=False
+    ) as pool:
+        await pool.wait()
+        async with open_pool(pooled) as stranger:
+            assert "7s" == await timeout_of(stranger)
 
 
 async def test_settings_of_the_session_are_set(lghard_database, caplog):

@@ -1,15 +1,27 @@
 """The pool comes back as soon as its server does, and does not insist where that does harm."""
 
 import asyncio
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool.base import AttemptWithBackoff
 
-from lghard import ForeignLoopError, ManagedPool, open_pool
-from lghard.postgres.reconnecting import is_away
+from lghard import ManagedPool, open_pool
+from lghard.postgres.reconnecting import URGENT, Attempt, Reconnects, is_away
+from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import eventually, query
+
+REFUSED = "Connection refused"
+STARTING = "FATAL:  the database system is starting up"
+PASSWORD = 'FATAL:  password authentication failed for user "ada"'
+FULL = "FATAL:  sorry, too many clients already"
+
+ATTEMPTS = 10
 
 
 def sizes(pool):
@@ -62,6 +74,24 @@ async def test_a_server_that_comes_back_is_noticed_by_who_waits(lghard_own_postg
         await eventually(lambda: pool.snapshot().missing == 0)
 
 
+async def test_an_outage_is_not_logged_with_each_attempt(lghard_postgres, lghard_database, caplog):
+    """One line for each connection that is lost, and one when the server gives another reason."""
+    async with FaultProxy(lghard_postgres.host, lghard_postgres.port) as proxy:
+        conninfo = proxy.conninfo(lghard_database)
+        async with open_pool(conninfo, min_size=2, max_size=2) as pool:
+            proxy.refuse()
+            proxy.drop()
+            borrower = asyncio.create_task(pool.getconn())
+            await eventually(lambda: pool._reconnects._failures > 12)
+            assert ["psycopg.pool"] * 2 == [record.name for record in caplog.records]
+            lghard_postgres.drop_database(lghard_database)
+            proxy.accept()
+            await eventually(lambda: "does not exist" in caplog.text)
+            borrower.cancel()
+    (reason,) = [record for record in caplog.records if record.name == "lghard.postgres"]
+    assert "cannot connect" in reason.getMessage()
+
+
 async def test_one_attempt_at_a_time_while_the_server_is_away(lghard_own_postgres):
     """Ten missing connections are not ten times the attempts."""
     server = lghard_own_postgres
@@ -78,17 +108,86 @@ async def test_one_attempt_at_a_time_while_the_server_is_away(lghard_own_postgre
 @pytest.mark.parametrize(
     ("words", "away"),
     [
-        ('connection to server at "x" failed: Connection refused', True),
-        ("FATAL:  the database system is starting up", True),
+        (f'connection to server at "x" failed: {REFUSED}', True),
+        (STARTING, True),
         ("server closed the connection unexpectedly", True),
-        ('FATAL:  password authentication failed for user "ada"', False),
-        ("FATAL:  sorry, too many clients already", False),
+        (PASSWORD, False),
+        (FULL, False),
         ("FATAL:  Passwort-Authentifizierung für Benutzer »ada« fehlgeschlagen", False),
     ],
 )
 def test_who_is_away_and_who_refuses(words, away):
     """Insisting helps with the one, and does harm with the other."""
     assert away is is_away(psycopg.OperationalError(words))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A list whose one item is the time: it passes only where `Reconnects` sleeps."""
+    now, really_sleep = [0.0], asyncio.sleep
+
+    async def sleep(seconds):
+        now[0] += seconds
+        await really_sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr("lghard.postgres.reconnecting.monotonic", lambda: now[0])
+    return now
+
+
+async def pauses(clock, error, *, waited_for):
+    """The seconds between attempts that all fail with this error."""
+    times, over = [clock[0]], asyncio.Event()
+
+    def run(task):
+        times.append(clock[0])
+        if len(times) > ATTEMPTS:
+            over.set()
+        else:
+            fail(task)
+
+    def fail(task):
+        reconnects.failed(psycopg.OperationalError(error))
+        reconnects.postpone(task)
+
+    reconnects = Reconnects(run, lambda: waited_for)
+    fail(SimpleNamespace(attempt=Attempt(timeout=600)))
+    await over.wait()
+    await reconnects.close()
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+def upstreams_pauses():
+    """The seconds between attempts of upstream, whatever the error and whoever waits."""
+    attempt = AttemptWithBackoff(timeout=600)
+    for _ in range(ATTEMPTS):
+        attempt.update_delay(0.0)
+        yield attempt.delay
+
+
+@pytest.mark.parametrize("error", [REFUSED, STARTING])
+async def test_who_waits_for_a_server_that_is_away_is_not_kept_waiting(clock, error):
+    """Each attempt follows the last one within 0.05 s; upstream's tenth within minutes."""
+    assert max(await pauses(clock, error, waited_for=True)) == pytest.approx(URGENT)
+    assert max(upstreams_pauses()) > 300
+
+
+@pytest.mark.parametrize("error", [REFUSED, STARTING])
+async def test_nobody_waits_for_a_server_that_is_away(clock, error):
+    """Attempts back off, to a second at most and not all pools to the same moment."""
+    seconds = await pauses(clock, error, waited_for=False)
+    assert seconds[0] < 0.5 <= min(seconds[-5:])
+    assert max(seconds) <= 1.0
+    assert len(set(seconds[-5:])) > 1
+
+
+@pytest.mark.parametrize("waited_for", [True, False])
+@pytest.mark.parametrize("error", [PASSWORD, FULL])
+async def test_a_server_that_refuses_is_not_pressed(clock, error, waited_for):
+    """Insisting would lock the account, or take the last connections, whoever waits."""
+    seconds = await pauses(clock, error, waited_for=waited_for)
+    assert 2.5 <= min(seconds[-4:])
+    assert max(seconds) <= 5.0
 
 
 @pytest.mark.parametrize("pool_class", [AsyncConnectionPool, ManagedPool])
@@ -100,26 +199,6 @@ async def test_idle_connections_are_replaced_at_max_lifetime(lghard_database, po
         await eventually(lambda: old._expire_at < asyncio.get_running_loop().time())
         async with pool.connection() as conn:
             assert (conn is old) is (pool_class is AsyncConnectionPool)
-
-
-async def test_what_expires_while_nobody_borrows_is_replaced(lghard_database):
-    """So that the next borrower need not wait for a new connection."""
-    async with open_pool(lghard_database, min_size=2, max_lifetime=0.5) as pool:
-        old = {conn.pgconn.backend_pid for conn in pool._pool}
-        await eventually(lambda: not old & {conn.pgconn.backend_pid for conn in pool._pool})
-        await eventually(lambda: pool.snapshot().evictions.get("expired", 0) >= 2)
-
-
-async def test_what_dies_while_nobody_borrows_is_replaced(lghard_postgres, lghard_database):
-    """Before anybody meets it."""
-    async with open_pool(lghard_database, min_size=3) as pool:
-        old = {conn.pgconn.backend_pid for conn in pool._pool}
-        await asyncio.to_thread(
-            lghard_postgres.terminate_backends, database=lghard_database.rsplit("/", 1)[-1]
-        )
-        await eventually(lambda: sizes(pool) == (3, 3))
-        await eventually(lambda: not old & {conn.pgconn.backend_pid for conn in pool._pool})
-        assert 3 == pool.snapshot().evictions["dead"]
 
 
 @pytest.mark.parametrize("pool_class", [AsyncConnectionPool, ManagedPool])
@@ -150,40 +229,41 @@ async def is_read_only(conninfo):
 
 
 async def test_a_real_failover(lghard_own_postgres):
-    """Two servers, one conninfo: when the primary is gone, the promoted standby takes over."""
+    """When the primary is gone, the promoted standby takes over; upstream is content with less."""
     primary = lghard_own_postgres
     with primary.standby() as standby:
         hosts = f"{primary.host}:{primary.port},{standby.host}:{standby.port}"
-        async with open_pool(f"postgresql://postgres@{hosts}/postgres", timeout=60) as pool:
+        conninfo = f"postgresql://postgres@{hosts}/postgres"
+        async with open_pool(conninfo, timeout=60) as pool, upstream_pool(conninfo) as upstream:
             async with pool.connection() as conn:
                 await conn.execute("CREATE TABLE turns (n int)")
+            await eventually(lambda: has_turns(standby.conninfo))
             await asyncio.to_thread(primary.stop, "immediate")
             writing = asyncio.create_task(write_a_turn(pool))
             await eventually(lambda: pool.snapshot().waiting)
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                await write_a_turn(upstream)
             await asyncio.to_thread(standby.promote)
             await writing
         assert [(1,)] == await query(standby.conninfo, "SELECT n FROM turns")
 
 
+@asynccontextmanager
+async def upstream_pool(conninfo):
+    """Upstream's, with one connection that is checked before each borrow."""
+    check = AsyncConnectionPool.check_connection
+    async with AsyncConnectionPool(conninfo, min_size=1, check=check, open=False) as pool:
+        await pool.wait()
+        yield pool
+
+
+async def has_turns(conninfo):
+    return [(True,)] == await query(conninfo, "SELECT to_regclass('turns') IS NOT NULL")
+
+
 async def write_a_turn(pool):
     async with pool.connection() as conn:
         await conn.execute("INSERT INTO turns VALUES (1)")
-
-
-def elsewhere(coroutine):
-    """Run it in an event loop of its own, in a thread of its own."""
-    return asyncio.to_thread(asyncio.run, coroutine)
-
-
-async def test_another_event_loop_is_told_apart(lghard_database):
-    """Upstream works there by chance, and fails in the owner's loop instead."""
-    async with open_pool(lghard_database) as pool:
-        with pytest.raises(ForeignLoopError, match="open a pool in each event loop") as caught:
-            await elsewhere(pool.getconn())
-        assert 2 == str(caught.value).count("_UnixSelectorEventLoop")
-        assert "'MainThread'" in str(caught.value)
-        async with pool.connection() as conn:
-            await conn.execute("SELECT 1")
 
 
 @pytest.mark.parametrize("pool_class", [AsyncConnectionPool, ManagedPool])
@@ -204,6 +284,16 @@ async def failing(pool):
     with pytest.raises(psycopg.OperationalError) as caught:
         await pool.getconn(timeout=0.05)
     return type(caught.value).__name__
+
+
+async def test_upstream_closes_over_what_is_borrowed(lghard_database):
+    """The control: it does not wait, and nobody knows how many are at work still."""
+    pool = AsyncConnectionPool(lghard_database, min_size=1, open=False)
+    await pool.open()
+    conn = await pool.getconn()
+    await pool.close()
+    assert (True, False) == (pool.closed, conn.closed)
+    await pool.putconn(conn)
 
 
 async def test_closing_waits_for_what_is_borrowed(lghard_database):
@@ -232,77 +322,3 @@ async def test_closing_does_not_wait_for_ever(lghard_database):
     assert pool.closed
     await pool.putconn(conn)
     assert conn.closed
-
-
-async def test_a_leak_is_reported_once_with_its_stack(lghard_database, caplog):
-    """Who borrowed a connection and did not bring it back is named by file and function."""
-    async with open_pool(lghard_database) as pool:
-        pool.leak_after = 0.1
-        conn = await pool.getconn()
-        await eventually(lambda: "not back" in caplog.text)
-        await eventually(lambda: pool._borrows.longest() > 2.5)
-        await pool.putconn(conn)
-    reports = [record.getMessage() for record in caplog.records if "not back" in record.msg]
-    assert 1 == len(reports)
-    assert "in test_a_leak_is_reported_once_with_its_stack" in reports[0]
-
-
-async def test_health_of_a_healthy_pool(lghard_database):
-    """A readiness endpoint gets an answer and the numbers."""
-    async with open_pool(lghard_database) as pool:
-        health = await pool.health()
-    assert (True, (), "primary", False) == (
-        health.ok,
-        health.reasons,
-        health.role,
-        health.pooler,
-    )
-    assert health.round_trip > 0
-    assert health.snapshot.size == 1
-
-
-async def test_health_of_a_dead_server(lghard_own_postgres):
-    """No exception, but the reasons, in the server's or libpq's words."""
-    server = lghard_own_postgres
-    async with open_pool(server.conninfo) as pool:
-        await asyncio.to_thread(server.stop, "immediate")
-        await eventually(lambda: pool.snapshot().connect_error)
-        health = await pool.health(timeout=0.2)
-        await asyncio.to_thread(server.start)
-    assert (False, None, None) == (health.ok, health.role, health.round_trip)
-    assert any("refused" in reason for reason in health.reasons)
-
-
-async def test_health_of_an_exhausted_pool(lghard_database):
-    """It says which number to raise."""
-    async with open_pool(lghard_database, max_size=1) as pool, pool.connection():
-        health = await pool.health(timeout=0.1)
-    assert any("raise max_size" in reason for reason in health.reasons)
-
-
-async def test_health_of_a_standby(lghard_own_postgres):
-    """A server that takes no writes cannot keep checkpoints."""
-    with lghard_own_postgres.standby() as standby:
-        async with open_pool(standby.conninfo) as pool:
-            health = await pool.health()
-    assert (False, "standby") == (health.ok, health.role)
-    assert "read-only" in health.reasons[0]
-
-
-async def test_snapshot_of_a_busy_pool(lghard_database):
-    """What is out, what waits, and since when."""
-    async with open_pool(lghard_database, max_size=1) as pool:
-        async with pool.connection():
-            waiting = asyncio.create_task(pool.getconn())
-            await eventually(lambda: pool.snapshot().waiting)
-            busy = pool.snapshot()
-        await pool.putconn(await waiting)
-        calm = pool.snapshot()
-    assert (1, 0, 1, 1, True) == (
-        busy.borrowed,
-        busy.idle,
-        busy.waiting,
-        busy.size,
-        busy.longest_borrow > 0,
-    )
-    assert (0, 1, 0, 2) == (calm.borrowed, calm.idle, calm.waiting, calm.requests)

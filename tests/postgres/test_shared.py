@@ -103,6 +103,27 @@ async def test_upstream_in_graph_factories(
     assert 2 * FACTORIES == max(peaks)
 
 
+async def test_upstream_as_the_usual_singleton(
+    conninfo: str, backends: Callable[[], list[int]], until: Until
+) -> None:
+    """The fault: while the first call waits for its pool, the second one opens another."""
+    opened: list[AsyncConnectionPool[Any]] = []
+    singleton: list[AsyncConnectionPool[Any]] = []
+
+    async def get_pool() -> AsyncConnectionPool[Any]:
+        if not singleton:
+            opened.append(pool := AsyncConnectionPool(conninfo, min_size=2, open=False))
+            await pool.open(wait=True)
+            singleton[:] = [pool]
+        return singleton[0]
+
+    await asyncio.gather(*(get_pool() for _ in range(3)))
+    await singleton[0].close()
+    await until(lambda: 4 == len(backends()))
+    for pool in opened:
+        await pool.close()
+
+
 async def test_a_thousand_concurrent_calls_open_one_pool(
     conninfo: str, backends: Callable[[], list[int]]
 ) -> None:
@@ -447,6 +468,20 @@ async def test_a_loop_between_two_runs(
 
 
 # Loops that end
+
+
+async def test_upstream_outlives_its_loop(conninfo: str, backends: Callable[[], list[int]]) -> None:
+    """The fault: a pool that nobody closes keeps its connections until the process ends."""
+
+    async def open_pool() -> AsyncConnectionPool[Any]:
+        pool = AsyncConnectionPool(conninfo, min_size=3, open=False)
+        await pool.open(wait=True)
+        return pool
+
+    pool = await asyncio.to_thread(asyncio.run, open_pool())
+    assert 3 == len(backends())
+    for conn in pool._pool:
+        conn.pgconn.finish()
 
 
 async def test_asyncio_run_closes_its_pool(

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 import lghard
 from lghard import PoolPlan, open_pool, plan_pool
@@ -161,6 +163,32 @@ async def test_a_pool_that_fits_is_silent(caplog: pytest.LogCaptureFixture, conn
     """Up to the last connection that the server gives to an ordinary role."""
     async with open_pool(conninfo, max_size=ROOM):
         assert [] == warnings(caplog)
+
+
+async def test_upstream_says_nothing_until_it_is_too_late(
+    caplog: pytest.LogCaptureFixture, conninfo: str
+) -> None:
+    """The control: a pool that cannot fit opens like any other, and its last borrower waits."""
+    async with (
+        AsyncConnectionPool(conninfo, min_size=1, max_size=ROOM + 1, open=False) as pool,
+        AsyncExitStack() as borrowed,
+    ):
+        await pool.wait()
+        assert [] == caplog.records
+        for _ in range(ROOM):
+            await borrowed.enter_async_context(pool.connection())
+        with pytest.raises(PoolTimeout):
+            await pool.getconn(timeout=0.2)
+        assert "remaining connection slots" in caplog.text
+
+
+async def test_a_pool_of_the_size_that_was_advised_can_be_full(conninfo: str) -> None:
+    """Every one of its connections can be borrowed at once, where the control's last one cannot."""
+    size = plan_pool(max_connections=MAX_CONNECTIONS).max_size
+    async with open_pool(conninfo, max_size=size) as pool, AsyncExitStack() as borrowed:
+        for _ in range(size):
+            await borrowed.enter_async_context(pool.connection())
+        assert (ROOM, ROOM) == (size, pool.snapshot().borrowed)
 
 
 async def test_a_pool_that_is_too_large_is_told_once(

@@ -1,5 +1,7 @@
 """The writes of one operation as one message: what is prepared, and what an error leaves behind."""
 
+import asyncio
+
 import psycopg
 import pytest
 from psycopg import AsyncConnection
@@ -74,3 +76,17 @@ async def test_the_times_of_a_channel_are_kept_once(lghard_database):
             writes = [("__pregel_tasks", value) for value in range(number)]
             await saver.aput_writes(config_of("t", "1"), writes, f"task {number}")
         assert [frozenset({"__pregel_tasks"})] == list(saver._serialize._seconds)
+
+
+async def test_an_error_is_its_own_operations_alone(lghard_database):
+    """Of operations at the same time, the one that fails hears so and leaves nothing."""
+    texts = {"good": "a", "bad": "a\x00b", "better": "b", "best": "c"}
+    async with open_checkpointer(lghard_database, setup=False) as saver:
+        writing = (put(saver, thread, text=text, blob=[1]) for thread, text in texts.items())
+        results = await asyncio.gather(*writing, return_exceptions=True)
+        failed = [isinstance(result, psycopg.errors.UntranslatableCharacter) for result in results]
+        assert [False, True, False, False] == failed
+        assert saver.conn.snapshot().evictions == {}
+    for table in ("checkpoints", "checkpoint_blobs"):
+        found = await query(lghard_database, f"SELECT thread_id FROM {table} ORDER BY thread_id")
+        assert [("best",), ("better",), ("good",)] == found
