@@ -1,0 +1,1 @@
+"""Upstream's own tests, run against lghard's classes from a fetched copy of them."""
