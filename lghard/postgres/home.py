@@ -135,7 +135,10 @@ class Home:
 
     def is_of_use(self) -> bool:
         """Whether another checkpointer may live here."""
-        return not self._where.done() or isinstance(self._where.result(), Share)
+        if not self._where.done():
+            return True
+        found = self._where.result()
+        return isinstance(found, Share) and not found.is_closed()
 
     def welcome(self, loop: asyncio.AbstractEventLoop) -> None:
         """One more checkpointer of `loop`, which is running, lives here now."""
@@ -215,10 +218,12 @@ class Home:
         self._refuse("the checkpointer is closed")
         if self._move:
             self._move.cancel()
-        if self._share:
-            await self._share.close()
-        if self._thread:
-            self._thread.stop()
+        try:
+            if self._share:
+                await self._share.close()
+        finally:  # whoever is cancelled here must not leave a thread behind
+            if self._thread:
+                self._thread.stop()
 
 
 def _remaining(old: Share) -> int:

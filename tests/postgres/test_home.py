@@ -208,6 +208,27 @@ async def test_the_last_who_leaves_closes(conninfo: str, backends: Callable[[], 
             await loops[1].turns("t", 1)
 
 
+async def test_who_is_cancelled_while_leaving_leaves_no_thread(conninfo: str) -> None:
+    """The last one would wait for a connection that is in use."""
+    async with entered(2, conninfo) as loops:
+        home = loops[0].saver._place
+        borrowing = asyncio.run_coroutine_threadsafe(home.pool.getconn(), home._thread.loop)
+        await asyncio.wrap_future(borrowing)
+        await loops[0].leave()
+        leaving = asyncio.create_task(loops[1].leave())
+        await eventually(lambda: home.pool._draining)
+        leaving.cancel()
+        await eventually(lambda: not home._thread.is_alive())
+
+
+async def test_a_pool_that_was_closed_by_mistake_is_not_shared(conninfo: str) -> None:
+    """Somebody who never leaves would otherwise keep everybody else from ever opening another."""
+    async with open_checkpointer(conninfo) as one:
+        await one.conn.close()
+        async with open_checkpointer(conninfo) as other:
+            assert 1 == await turns(other, "t", 1)
+
+
 async def test_opened_again_after_all_have_left(conninfo: str) -> None:
     """A home is not for life."""
     for _ in range(2):
