@@ -173,7 +173,7 @@ class Home:
         self._refuse("all event loops that used this checkpointer have been closed")
         if self._thread:
             self._thread.stop()
-        elif self._share:
+        if self._share and self._share.is_over():
             self._share.finish()
 
     # In the thread

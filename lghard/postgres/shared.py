@@ -320,6 +320,7 @@ class Share:
         for task in self._silenced_tasks():
             with suppress(RuntimeError, ValueError):  # its loop is closed
                 task.get_coro().close()
+        _registry.take(lambda share: share is self)
 
     def leave(self) -> None:
         """End what can be ended from outside while the loop may still run: what is idle."""

@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from lghard import PoolOpenError, open_checkpointer
 from lghard.postgres import home as home_module
-from lghard.postgres import io_thread
+from lghard.postgres import io_thread, shared
 from lghard.testing import FaultProxy, TemporaryPostgres
 from tests.postgres.checkpoints import config_of, eventually, put
 
@@ -485,6 +485,15 @@ async def test_loops_that_are_closed_do_not_count(
         await eventually(lambda: left.closed)
         assert 1 == await turns(saver, "t", 1)
         await eventually(lambda: backends() == saver.conn.snapshot().size)
+
+
+async def test_nothing_is_kept_of_a_loop_that_was_closed(conninfo: str) -> None:
+    """A process may open and close any number of them."""
+    left = Loop(conninfo)
+    await left.enter()
+    left.close_abruptly()
+    async with open_checkpointer(conninfo, max_size=BUDGET):
+        assert left.loop not in [share.loop for share in shared._registry._shares]
 
 
 # Cancellation and deadlines of calls to the thread
