@@ -49,7 +49,11 @@ class Place(Protocol):
         """Where they come from."""
 
     async def run(
-        self, work: Callable[[AnyPool], Awaitable[T]], *, timeout: float, patience: float
+        self,
+        work: Callable[[AnyPool], Awaitable[T]],
+        *,
+        timeout: Callable[[], float],
+        patience: float,
     ) -> T:
         """The result of `work(pool)`, done in the event loop of the pool."""
 
@@ -64,7 +68,7 @@ class Here:
         self,
         work: Callable[[AnyPool], Awaitable[T]],
         *,
-        timeout: float,  # noqa: ARG002
+        timeout: Callable[[], float],  # noqa: ARG002
         patience: float,  # noqa: ARG002
     ) -> T:
         """The result of `work(pool)`."""
@@ -96,13 +100,17 @@ class Home:
         return self._share.pool
 
     async def run(
-        self, work: Callable[[AnyPool], Awaitable[T]], *, timeout: float, patience: float
+        self,
+        work: Callable[[AnyPool], Awaitable[T]],
+        *,
+        timeout: Callable[[], float],
+        patience: float,
     ) -> T:
         """The result of `work(pool)`, done where the pool is.
 
         Args:
             work: may be called again, if the pool moves away under it.
-            timeout: seconds to wait for a pool that is being opened, or moves.
+            timeout: seconds to wait, from then on, for a pool that is being opened, or moves.
             patience: seconds that `work` takes at most.
 
         Raises:
@@ -112,7 +120,7 @@ class Home:
         while True:
             where = self._where
             try:
-                share = await self._found(where, timeout)
+                share = await self._found(where, timeout())
                 if share.loop is asyncio.get_running_loop():
                     return await work(share.pool)
                 there = partial(work, share.pool)
@@ -342,7 +350,7 @@ class Stay(AbstractAsyncContextManager[Home]):
     async def _until_it_is_open(self, timeout: float) -> None:
         try:
             # The opening itself ends first, and knows why it failed.
-            await self._home.run(_nothing, timeout=timeout + _MARGIN, patience=timeout)
+            await self._home.run(_nothing, timeout=lambda: timeout + _MARGIN, patience=timeout)
         except PoolTimeout as error:
             raise PoolOpenError(f"cannot open a checkpointer: {error}") from error.__cause__
 

@@ -77,7 +77,8 @@ async def run_in(
     if not errand.returned.done():
         await errand.stop()
         raise psycopg.OperationalError(
-            f"the thread that does lghard's I/O has not answered for {patience:.0f} s"
+            f"the thread that does lghard's I/O has not answered for {patience:.0f} s: what it was "
+            "asked to do may have been done, or may yet be"
         )
     return errand.result()
 

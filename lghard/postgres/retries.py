@@ -111,6 +111,10 @@ class Operation:
         """Seconds until the deadline."""
         return max(0.0, self._ends_at - monotonic())
 
+    def patience(self) -> float:
+        """Seconds to wait for a pool that is not there: a long one waits no longer than others."""
+        return min(self._deadline, self.remaining())
+
     async def run(
         self,
         call: Callable[[], Awaitable[T]],
@@ -128,7 +132,7 @@ class Operation:
             return await self._attempt(call)
         except psycopg.Error as error:
             if not self._may_repeat(error):
-                raise
+                raise self._verdict(error) if self._lost else error from error.__cause__
             if self.name in LONG:
                 self._ends_at = monotonic() + self._deadline
             with outage.noticed(self.name, error) as over:
@@ -167,6 +171,10 @@ class Operation:
         elif self._may_repeat(error):
             tried += "; for a longer outage raise the saver's deadline"
         error.add_note(tried)
+        return error
+
+    def say_if_unknown(self, error: psycopg.Error) -> None:
+        """Note on the error it ends with that it may have succeeded all the same."""
         if self._lost and self.rule is Repeat.ONCE_GONE:
             pids = ", ".join(str(backend.pid) for backend in self._lost)
             error.add_note(
@@ -174,7 +182,6 @@ class Operation:
                 f"and its backend ({pids}) may have committed, or may yet. It is not repeated any "
                 f"more: {self.rule.value}. Read the thread's state before you try again."
             )
-        return error
 
     @asynccontextmanager
     async def connection(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:

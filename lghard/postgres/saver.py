@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
+import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
@@ -279,7 +280,13 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
             return await call()
         operation = self._operation(name)
         work = partial(operation.run, call, self._outage)
-        return await self._place.run(work, timeout=self.deadline, patience=operation.remaining())
+        try:
+            return await self._place.run(
+                work, timeout=operation.patience, patience=operation.remaining()
+            )
+        except psycopg.Error as error:
+            operation.say_if_unknown(error)
+            raise
 
     def _operation(self, name: str) -> Operation:
         return Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -20,7 +21,7 @@ from lghard import PoolOpenError, open_checkpointer
 from lghard.postgres import home as home_module
 from lghard.postgres import io_thread, shared
 from lghard.testing import FaultProxy, TemporaryPostgres
-from tests.postgres.checkpoints import config_of, eventually, put
+from tests.postgres.checkpoints import config_of, eventually, put, waiting_backend
 
 LOOPS = 11  # of a LangGraph server with isolated loops: its own, and ten for runs
 BUDGET = 3
@@ -422,6 +423,48 @@ async def test_nothing_waits_for_connections_that_move_beyond_its_deadline(
             await loops[0].submit(getattr(saver, operation)(argument))
         proxy.accept()
         await entering
+
+
+@pytest.fixture
+async def shaky(lghard_postgres: TemporaryPostgres) -> AsyncIterator[FaultProxy]:
+    """A network to the server of this test's database."""
+    async with FaultProxy(lghard_postgres.host, lghard_postgres.port) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize(("arrives", "stands"), [(True, "newer"), (False, "old")])
+async def test_a_write_that_moves_remembers_what_it_has_lost(
+    arrives: bool,
+    stands: str,
+    conninfo: str,
+    shaky: FaultProxy,
+    lghard_postgres: TemporaryPostgres,
+) -> None:
+    """It is not repeated while its backend is frozen, and if that cannot be stopped, he is told."""
+    away = shaky.conninfo(conninfo)
+    loops = [Loop(away, deadline=1.5), Loop(away, deadline=1.5)]
+    with closing(loops):
+        await loops[0].enter()
+        await loops[0].submit(put(loops[0].saver, "t", text="first"))
+        async with await psycopg.AsyncConnection.connect(conninfo) as locking:
+            await locking.execute("SELECT FROM checkpoints FOR UPDATE")
+            writing = loops[0].submit(put(loops[0].saver, "t", text="old"))
+            pid = await waiting_backend(conninfo)
+            lghard_postgres.freeze_backend(pid)
+            if not arrives:
+                shaky.refuse()
+            shaky.reset()
+        entering = asyncio.create_task(loops[1].enter())
+        with pytest.raises(psycopg.OperationalError) as caught:
+            await writing
+        shaky.accept()
+        await entering
+        await loops[1].submit(put(loops[1].saver, "t", text="newer"))
+        lghard_postgres.thaw_backend(pid)
+        await eventually(lambda: not psutil.pid_exists(pid))
+        found = await loops[1].submit(loops[1].saver.aget_tuple(config_of("t")))
+    assert "outcome of aput is unknown" in "".join(caught.value.__notes__)
+    assert {"text": stands} == found.checkpoint["channel_values"]
 
 
 async def test_a_failed_opening_is_not_reported_again(

@@ -7,10 +7,19 @@ import psycopg
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from lghard import HardenedAsyncPostgresSaver, open_checkpointer
-from lghard.postgres.retries import LONG, RULES, Operation, Outage, Repeat, current_operation
+from lghard.postgres.retries import (
+    LONG,
+    RULES,
+    Backend,
+    Operation,
+    Outage,
+    PoolerInBetween,
+    Repeat,
+    current_operation,
+)
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
     checkpoint,
@@ -525,3 +534,21 @@ async def test_a_task_started_inside_an_operation_is_not_in_it():
     operation = Operation("aput", deadline=60.0, attempt_timeout=60.0)
     pool = AsyncConnectionPool("", open=False)
     assert (operation, None) == await operation.run(call, Outage(), pool)
+
+
+async def test_a_pooler_that_is_found_after_a_move_is_not_what_the_caller_hears():
+    """An operation that is run again, with another pool, ends with what it has lost."""
+    loss = psycopg.OperationalError("lost")
+    errors = [loss, PoolClosed(), PoolerInBetween()]
+
+    async def call():
+        operation._loss = operation._loss or loss
+        operation._lost = [Backend(1, 0.0)]
+        raise errors.pop(0)
+
+    operation = Operation("aput", deadline=60.0, attempt_timeout=60.0)
+    pool = AsyncConnectionPool("", open=False)
+    with pytest.raises(PoolClosed):
+        await operation.run(call, Outage(), pool)
+    with pytest.raises(psycopg.OperationalError, match="lost"):
+        await operation.run(call, Outage(), pool)
