@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
-from functools import partial
 from operator import attrgetter
 from typing import Any, Final, Unpack
 from weakref import WeakSet
@@ -19,7 +18,6 @@ from psycopg import AsyncConnection
 from psycopg.pq import ConnStatus
 from psycopg.rows import DictRow
 from psycopg_pool import PoolClosed
-from psycopg_pool.abc import AsyncConnectionCB
 
 from lghard.postgres.opening import (
     Pool,
@@ -221,8 +219,9 @@ class Share:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.current_thread()
         self.connections = WeakSet[Connection]()
-        configure = partial(_note, self.connections, asked.arguments.get("configure"))
-        self.pool = _build(self.settings, {**asked.arguments, "configure": configure})
+        self._configure = asked.arguments.get("configure")
+        self._configuring = 0
+        self.pool = _build(self.settings, {**asked.arguments, "configure": self._note})
         self.ready: asyncio.Future[Pool] = self.loop.create_future()
         self.drain_timeout = 0.0  # who is cancelled by the end of its loop waits for nobody
         self.ended = concurrent.futures.Future[None]()
@@ -346,9 +345,23 @@ class Share:
                     os.dup2(dead.fileno(), conn.pgconn.socket, inheritable=False)
         self._silenced_tasks()
 
+    async def _note(self, conn: Connection) -> None:
+        """Configure a connection, and remember it: a pool does not know those it has lent."""
+        self.connections.add(conn)
+        self._configuring += 1
+        try:
+            if self._configure:
+                await self._configure(conn)
+        finally:
+            self._configuring -= 1
+
     def open_connections(self) -> int:
-        """How many there are, borrowed ones included."""
-        return sum(not conn.closed for conn in self._known_connections())
+        """How many there are, or may be: with those that are borrowed, or being made."""
+        known = sum(not conn.closed for conn in self._known_connections())
+        if self.is_over():
+            return known
+        making = self.pool._connecting - self._configuring
+        return known + max(making, 0 if self.ready.done() else 1)  # the first is no pool's
 
     def _known_connections(self) -> list[Connection]:
         while True:
@@ -380,17 +393,6 @@ class Share:
 
 
 _LIBRARIES = ("asyncio", "lghard", "psycopg_pool")
-
-
-async def _note(
-    connections: WeakSet[Connection],
-    configure: AsyncConnectionCB[Connection] | None,
-    conn: Connection,
-) -> None:
-    """Configure a connection, and remember it: a pool does not know those it has lent."""
-    connections.add(conn)
-    if configure:
-        await configure(conn)
 
 
 class Registry:

@@ -269,6 +269,34 @@ async def test_a_second_loop_comes_while_the_first_is_blocked(
         assert TURNS == await loops[0].turns("t")
 
 
+async def test_a_loop_is_blocked_while_it_connects(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """What it has begun to connect is its part of the budget, too."""
+    release, blocked = threading.Event(), threading.Event()
+    connected = []
+
+    async def configure(conn: object) -> None:
+        connected.append(conn)
+        if len(connected) == 2:  # the first one of the pool, while the others are on their way
+            blocked.set()
+            release.wait(30)
+
+    overrides = {"min_size": BUDGET, "configure": configure}
+    loops = [Loop(conninfo, **overrides), Loop(conninfo, **overrides)]
+    with closing(loops):
+        entering = [asyncio.create_task(loops[0].enter())]
+        await asyncio.to_thread(blocked.wait)
+        native = next(iter(home_module._homes._homes))._share
+        entering.append(asyncio.create_task(loops[1].enter()))
+        await eventually(lambda: native.pool._connecting == BUDGET)
+        counted = native.open_connections()
+        release.set()
+        await asyncio.gather(*entering)
+        assert BUDGET <= counted
+        await eventually(lambda: backends() <= BUDGET)
+
+
 async def test_a_blocked_loop_keeps_what_it_has_borrowed(
     conninfo: str, backends: Callable[[], int]
 ) -> None:
