@@ -141,6 +141,10 @@ class Home:
 
     # Called by Homes, under its lock
 
+    def is_gone(self) -> bool:
+        """Whether its pool has been closed, too."""
+        return self._share is None or self._share.is_over() or self._share.ended.done()
+
     def is_of_use(self) -> bool:
         """Whether another checkpointer may live here."""
         if not self._where.done():
@@ -269,11 +273,27 @@ class Homes:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._homes: list[Home] = []
+        self._closing: list[Home] = []
         self._is_hooked = False
 
-    def enter(self, call: Call) -> Home:
-        """The home for this call, in which the running loop is a guest from now on."""
+    async def enter(self, call: Call) -> Home:
+        """The home for this call, in which the running loop is a guest from now on.
+
+        While the one before it is being closed, there would be two, each with a full budget.
+        """
         asked = Request(call)
+        ends_at = monotonic() + asked.settings.open_timeout
+        while self._is_closing(asked) and monotonic() < ends_at:  # noqa: ASYNC110 - of other loops
+            await asyncio.sleep(_POLL)
+        return self._enter(call, asked)
+
+    def _is_closing(self, asked: Request) -> bool:
+        with self._lock:
+            self._forget_closed_loops()
+            self._closing = [home for home in self._closing if not home.is_gone()]
+            return any(home.asked.equals(asked) for home in self._closing)
+
+    def _enter(self, call: Call, asked: Request) -> Home:
         with self._lock:
             self._hook()
             self._forget_closed_loops()
@@ -293,6 +313,7 @@ class Homes:
             is_last = not home.guests and home in self._homes
             if is_last:
                 self._homes.remove(home)
+                self._closing.append(home)
         if is_last:
             await home.close()
 
@@ -301,6 +322,7 @@ class Homes:
             home.guests = Counter(loop for loop in home.guests.elements() if not loop.is_closed())
             if not home.guests:
                 self._homes.remove(home)
+                self._closing.append(home)
                 home.finish()
 
     def _hook(self) -> None:
@@ -310,7 +332,7 @@ class Homes:
 
     def _in_child(self) -> None:
         self._lock = threading.RLock()  # the parent's may be held by a thread that is not here
-        inherited, self._homes = self._homes, []
+        inherited, self._homes, self._closing = self._homes, [], []
         for home in inherited:
             home.leave_behind()
 
@@ -339,7 +361,7 @@ class Stay(AbstractAsyncContextManager[Home]):
             PoolOpenError: the database cannot be reached.
         """
         self._loop = asyncio.get_running_loop()
-        self._home = _homes.enter(self._call)
+        self._home = await _homes.enter(self._call)
         try:
             await self._until_it_is_open(self._home.asked.settings.open_timeout)
         except BaseException:

@@ -209,6 +209,26 @@ async def test_the_last_who_leaves_closes(conninfo: str, backends: Callable[[], 
             await loops[1].turns("t", 1)
 
 
+async def test_who_enters_while_the_last_one_leaves_waits(
+    conninfo: str, backends: Callable[[], int]
+) -> None:
+    """Until its connections are closed: both together would exceed the budget."""
+    async with entered(1, conninfo, min_size=BUDGET) as [old]:
+        native = old.saver.conn
+        lent = await old.submit(native.getconn())
+        leaving = asyncio.create_task(old.leave())
+        await eventually(lambda: native._draining)
+        new = Loop(conninfo, min_size=BUDGET)
+        with closing([new]):
+            entering = asyncio.create_task(new.enter())
+            await old.submit(asyncio.sleep(0.1))
+            assert not entering.done()
+            await old.submit(native.putconn(lent))
+            await asyncio.gather(leaving, entering)
+            assert 1 == await new.turns("t", 1)
+            await eventually(lambda: backends() <= BUDGET)
+
+
 async def test_who_is_cancelled_while_leaving_leaves_no_thread(conninfo: str) -> None:
     """The last one would wait for a connection that is in use."""
     async with entered(2, conninfo) as loops:
