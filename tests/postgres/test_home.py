@@ -335,6 +335,24 @@ async def test_a_blocked_loop_keeps_what_it_has_borrowed(
         assert BUDGET >= backends()
 
 
+async def test_a_loop_that_was_blocked_makes_no_new_connections(conninfo: str) -> None:
+    """Who waits there is served with what comes back: the rest of the budget is elsewhere."""
+    loops = [Loop(conninfo), Loop(conninfo)]
+    with closing(loops):
+        await loops[0].enter()
+        native = loops[0].saver.conn
+        lent = await loops[0].submit(native.getconn())
+        release = loops[0].hang()
+        second = loops[0].submit(native.getconn())
+        await loops[1].enter()
+        release.set()
+        await eventually(lambda: native._draining)
+        await loops[0].submit(asyncio.sleep(0.1))
+        await loops[0].submit(native.putconn(lent))
+        assert lent is await second
+        await loops[0].submit(native.putconn(lent))
+
+
 @pytest.mark.parametrize("borrowed", [BUDGET - 1, BUDGET])
 async def test_a_loop_ends_while_its_connections_move(
     borrowed: int, conninfo: str, monkeypatch: pytest.MonkeyPatch
