@@ -481,6 +481,11 @@ async def open_checkpointer(
 ) -> AsyncIterator[HardenedAsyncPostgresSaver]:
     """A checkpointer that is ready to use, for the length of the block.
 
+    Enter it in as many event loops as you like: equal calls share one pool, and so one `max_size`.
+    The only loop there is has the connections to itself; when a second one comes they move to a
+    thread of their own, where the callbacks among `overrides` are called, too. Calls with other
+    arguments, also with other callback objects, have pools of their own.
+
     Args:
         source: libpq conninfo or URI, by default from the environment (see `PoolSettings`); or an
             open pool, which stays open afterwards and belongs to the event loop that opened it.

@@ -323,6 +323,7 @@ class Share:
 
     def leave(self) -> None:
         """End what can be ended from outside while the loop may still run: what is idle."""
+        self.pool._max_size = 0  # who still waits there gets what comes back, and nothing new
         self._finish_idle()
         self._silenced_tasks()
 
