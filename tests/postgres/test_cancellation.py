@@ -1,0 +1,413 @@
+"""Borrowers that are cancelled, wherever they are: it is honoured, and the pool is whole after."""
+
+import asyncio
+import random
+import secrets
+import select
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from itertools import cycle
+
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool
+
+from lghard import ManagedPool, open_pool
+from lghard.postgres.liveness import abort
+from tests.postgres.cancelling import (
+    cancelled_at_each_step,
+    each_moment,
+    insistently,
+)
+from tests.postgres.checkpoints import eventually, query
+
+CANCELS = 4000
+SWALLOWS_CANCELLATION = sys.version_info < (3, 12)
+"""asyncio.wait_for does, when it is cancelled as what it waits for is done."""
+
+LONG = 20.0
+"""Seconds for what must succeed, on machines under load."""
+
+
+@asynccontextmanager
+async def opened(kind, conninfo, size, **arguments):
+    """A pool of `size` connections, all of them open and idle."""
+    arguments = {"min_size": size, "max_size": size, "kwargs": {"autocommit": True}, **arguments}
+    async with kind(conninfo, open=False, **arguments) as pool:
+        await pool.wait(LONG)
+        yield pool
+
+
+@pytest.fixture
+def whole(breakable_postgres, caplog):
+    """Opens a pool which is as good as new at the end of the block, and leaves nothing behind."""
+
+    @asynccontextmanager
+    async def whole(size, *, logged=(), **arguments):
+        before, name = asyncio.all_tasks(), secrets.token_hex(16)
+        conninfo = make_conninfo(breakable_postgres.conninfo, application_name=name)
+        async with opened(ManagedPool, conninfo, size, **arguments) as pool:
+            yield pool
+            await settled(pool)
+            assert pool.max_size == len(await backends_of(breakable_postgres, name))
+        await nothing_left(breakable_postgres, name, before)
+        messages = [record.getMessage() for record in caplog.records]
+        assert [] == [message for message in messages if not message.startswith(logged)]
+
+    return whole
+
+
+async def settled(pool):
+    """Wait until all connections are back; then as many borrowers as ever are served at once."""
+    await eventually(lambda: is_at_rest(pool.snapshot()))
+    async with AsyncExitStack() as stack:
+        for _ in range(pool.max_size):
+            conn = await stack.enter_async_context(pool.connection(timeout=LONG))
+            async with conn.transaction(), conn.cursor() as cur:
+                assert [(1,)] == [row async for row in cur.stream("SELECT 1")]
+
+
+def is_at_rest(pool):
+    at_work = (pool.borrowed, pool.waiting, pool.asked, pool.missing)
+    return not any(at_work) and pool.idle == pool.size
+
+
+async def backends_of(server, name):
+    sql = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+    return await query(server.conninfo, sql, name)
+
+
+async def nothing_left(server, name, tasks):
+    """Wait until there is no backend of this name, and no task but these."""
+
+    async def is_clean():
+        return asyncio.all_tasks() <= tasks and not await backends_of(server, name)
+
+    await eventually(is_clean)
+
+
+@pytest.fixture
+def busy_loop(monkeypatch):
+    """psycopg lets others run wherever it may, as it does in an event loop that is busy."""
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)
+
+
+def is_asked(conn):
+    """Whether a statement is under way on a connection."""
+    return conn.info.transaction_status is TransactionStatus.ACTIVE
+
+
+def is_readable(conn):
+    """Whether something has arrived on an idle connection: a notification, or its end."""
+    return bool(select.select([conn.fileno()], [], [], 0)[0])
+
+
+@asynccontextmanager
+async def frozen(server, *conns):
+    """The backends of these connections do not answer in this block."""
+    pids = [conn.info.backend_pid for conn in conns]
+    for pid in pids:
+        server.freeze_backend(pid)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            server.thaw_backend(pid)
+
+
+async def borrow_and_return(pool):
+    await pool.putconn(await pool.getconn(timeout=LONG))
+
+
+# Cancelled while it is being served
+
+
+async def struck_while_it_is_served(pool, iterations):
+    """A borrower of an exhausted pool, and whether it could be cancelled.
+
+    Args:
+        pool: of one connection, which is handed to the borrower.
+        iterations: of the event loop between the hand-over and the cancellation. With 0, what the
+            borrower waits for is done, and it does not know yet; with None, it is cancelled first.
+    """
+    conn = await pool.getconn()
+    borrowing = asyncio.create_task(pool.getconn())
+    while not pool.get_stats()["requests_waiting"]:
+        await asyncio.sleep(0)
+    struck = iterations is None and borrowing.cancel()
+    await pool.putconn(conn)
+    for _ in range(iterations or 0):
+        await asyncio.sleep(0)
+    struck = struck or borrowing.cancel()
+    await asyncio.wait({borrowing})
+    return borrowing, struck
+
+
+async def swallowed(pool, cancels):
+    """How many of so many cancellations, each of a borrower that is just being served, get lost."""
+    count = lost = 0
+    moments = cycle([None, 0, 1, 2, 3])
+    while count < cancels:
+        borrowing, struck = await struck_while_it_is_served(pool, next(moments))
+        count += struck
+        if not borrowing.cancelled():
+            lost += struck
+            await pool.putconn(borrowing.result())
+    return lost
+
+
+async def test_upstream_swallows_cancellations(breakable_postgres):
+    """The control: on Python 3.11, most of the cancelled borrowers live on with a connection."""
+    async with opened(AsyncConnectionPool, breakable_postgres.conninfo, 1) as pool:
+        lost = await swallowed(pool, CANCELS)
+    if SWALLOWS_CANCELLATION:
+        assert lost > CANCELS / 2
+    else:
+        assert 0 == lost
+
+
+async def test_cancelled_while_it_is_served(whole):
+    """A cancellation that meets the connection it waited for wins, and the connection stays."""
+    async with whole(1) as pool:
+        assert 0 == await swallowed(pool, CANCELS)
+
+
+async def hold(pool, iterations):
+    async with pool.connection(timeout=LONG):
+        for _ in range(iterations):
+            await asyncio.sleep(0)
+
+
+async def test_a_crowd_is_cancelled_at_random(whole):
+    """Many borrowers of few connections: who is cancelled ends, and nobody else does."""
+    dice = random.Random(28)
+    async with whole(2) as pool:
+        crowd, victims = [], set()
+        while len(victims) < CANCELS / 4:
+            crowd.append(asyncio.create_task(hold(pool, dice.randrange(4))))
+            for _ in range(dice.randrange(4)):
+                await asyncio.sleep(0)
+            victim = dice.choice(crowd[-5:])
+            if victim.cancel():
+                victims.add(victim)
+        await asyncio.wait(crowd)
+    assert victims == {task for task in crowd if task.cancelled()}
+
+
+# Cancelled on the way to a connection
+
+
+async def survive(pool, work, moment, *, insistent=False):
+    """Cancel `work()` at each of its suspension points; the pool is whole after each."""
+    steps = [-1]
+    async for step in cancelled_at_each_step(work, moment, insistent=insistent):
+        await settled(pool)
+        steps.append(step)
+    assert len(steps) > 1
+
+
+@each_moment
+@insistently
+async def test_cancelled_during_a_ping(whole, moment, insistent):
+    """A connection that was being asked goes back to the pool."""
+    async with whole(2) as pool:
+        pool.ping_after = 0
+        await survive(pool, partial(borrow_and_return, pool), moment, insistent=insistent)
+
+
+async def test_cancelled_during_a_ping_that_is_not_answered(breakable_postgres, whole):
+    """Who is cancelled does not wait for the server, and the connection is used once it answers."""
+    async with whole(1) as pool:
+        pool.ping_after, pool.ping_timeout = 0, 60
+        (conn,) = pool._pool
+        async with frozen(breakable_postgres, conn):
+            borrowing = asyncio.create_task(pool.getconn())
+            await eventually(lambda: is_asked(conn))
+            borrowing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await borrowing
+        await eventually(lambda: [conn] == [*pool._pool])
+
+
+async def test_cancelled_insistently_while_another_uses_the_pool(breakable_postgres, whole):
+    """The connection is not lost where its way back has to wait."""
+    async with whole(1) as pool:
+        pool.ping_after, pool.ping_timeout = 0, 60
+        (conn,) = pool._pool
+        async with pool._lock:
+            async with frozen(breakable_postgres, conn):
+                borrowing = asyncio.create_task(pool.getconn())
+                await eventually(lambda: is_asked(conn))
+                borrowing.cancel()
+            await eventually(lambda: not is_asked(conn))
+            for _ in range(5):
+                await asyncio.sleep(0)
+                borrowing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await borrowing
+
+
+@each_moment
+@insistently
+async def test_cancelled_in_a_check(whole, moment, insistent):
+    """A check of one's own may wait for whatever it likes."""
+
+    async def check(conn):
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async with whole(2, check=check) as pool:
+        await survive(pool, partial(borrow_and_return, pool), moment, insistent=insistent)
+
+
+@each_moment
+@insistently
+async def test_cancelled_in_a_sweep(whole, moment, insistent):
+    """Who finds the pool dead may be cancelled: it is mended all the same."""
+    async with whole(3) as pool:
+
+        async def borrow_from_the_dead():
+            for conn in pool._pool:
+                abort(conn)
+            await borrow_and_return(pool)
+
+        await survive(pool, borrow_from_the_dead, moment, insistent=insistent)
+
+
+async def test_cancelled_while_suspects_are_asked(breakable_postgres, proxy):
+    """What a sweep has begun goes on without the borrower that began it."""
+    conninfo = proxy.conninfo(breakable_postgres.conninfo)
+    async with opened(ManagedPool, conninfo, 2) as pool:
+        pool.ping_timeout = 60
+        dead, suspect = pool._pool
+        await suspect.execute("LISTEN lghard")
+        await query(breakable_postgres.conninfo, "SELECT pg_notify('lghard', '')")
+        await eventually(lambda: is_readable(suspect))
+        proxy.refuse()
+        abort(dead)
+        async with frozen(breakable_postgres, suspect):
+            borrowing = asyncio.create_task(pool.getconn())
+            await eventually(lambda: pool.snapshot().waiting)
+            borrowing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await borrowing
+        proxy.accept()
+        await settled(pool)
+        assert suspect in pool._pool
+
+
+@each_moment
+async def test_cancelled_while_the_pool_grows(whole, moment):
+    """The connection that was made for it is for others."""
+    async with whole(1, max_size=2) as pool, pool.connection():
+        borrow = partial(borrow_and_return, pool)
+        assert [0] == [step async for step in cancelled_at_each_step(borrow, moment)]
+
+
+# Cancelled with a connection
+
+
+async def execute(conn):
+    await conn.execute("SELECT 1")
+
+
+async def take_time(conn):
+    await conn.execute("SELECT pg_sleep(0.01)")
+
+
+async def transact(conn):
+    async with conn.transaction(), conn.transaction():
+        await conn.execute("SELECT 1")
+
+
+async def use(pool, what):
+    async with pool.connection(timeout=LONG) as conn:
+        await what(conn)
+
+
+statements = pytest.mark.parametrize("what", [execute, take_time, transact])
+
+
+CLOSED = ("query cancellation interrupted", "discarding closed connection")
+"""What psycopg and its pool say of a connection that they do not use again."""
+
+
+@each_moment
+@statements
+@pytest.mark.parametrize("autocommit", [True, False], ids=["autocommit", "transactions"])
+async def test_cancelled_with_a_connection(whole, moment, what, autocommit, busy_loop):
+    """The server stops, and the same connection can be used for everything again."""
+    async with whole(1, kwargs={"autocommit": autocommit}) as pool:
+        conns = {*pool._pool}
+        await survive(pool, partial(use, pool, what), moment)
+        assert conns == {*pool._pool}
+
+
+@each_moment
+@statements
+async def test_cancelled_insistently_with_a_connection(whole, moment, what):
+    """psycopg closes a connection whose query it cannot cancel in peace; it is replaced."""
+    async with whole(1, logged=CLOSED) as pool:
+        await survive(pool, partial(use, pool, what), moment, insistent=True)
+
+
+@each_moment
+@insistently
+async def test_cancelled_on_the_way_back(whole, moment, insistent):
+    """What is left to do there, such as a rollback, goes on without the borrower."""
+
+    async def forget_to_commit():
+        conn = await pool.getconn()
+        try:
+            await conn.execute("SELECT 1")
+        finally:
+            await pool.putconn(conn)
+
+    logged = ("rolling back returned connection", *CLOSED)
+    async with whole(1, kwargs={}, logged=logged) as pool:
+        await survive(pool, forget_to_commit, moment, insistent=insistent)
+
+
+async def test_cancelled_on_the_way_back_while_another_uses_the_pool(whole):
+    """The connection returns all the same."""
+    async with whole(1, kwargs={}, logged="rolling back returned connection") as pool:
+        conn = await pool.getconn()
+        await conn.execute("SELECT 1")
+        async with pool._lock:
+            returning = asyncio.create_task(pool.putconn(conn))
+            await eventually(lambda: pool._returning)
+            await eventually(lambda: not is_asked(conn))
+            returning.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await returning
+
+
+@each_moment
+@pytest.mark.parametrize("what", ["check", "health"])
+async def test_cancelled_while_it_looks_after_the_pool(whole, moment, what):
+    """No connection is lost to who wanted to know how the pool is."""
+    async with whole(2) as pool:
+        await survive(pool, getattr(pool, what), moment)
+
+
+# Cancelled while the pool is opened
+
+
+async def open_and_use(conninfo):
+    async with open_pool(conninfo, min_size=2, max_size=2, pooler="auto") as pool:
+        await use(pool, execute)
+
+
+async def test_cancelled_while_it_waits_for_a_silent_server(breakable_postgres, proxy):
+    """It leaves no task, however long the server takes."""
+    before = asyncio.all_tasks()
+    proxy.blackhole()
+    opening = asyncio.create_task(open_and_use(proxy.conninfo(breakable_postgres.conninfo)))
+    await eventually(lambda: proxy.connections)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    proxy.restore(lose=True)
+    await eventually(lambda: asyncio.all_tasks() == before)
