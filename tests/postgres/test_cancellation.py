@@ -1,6 +1,7 @@
 """Borrowers that are cancelled, wherever they are: it is honoured, and the pool is whole after."""
 
 import asyncio
+import gc
 import random
 import secrets
 import select
@@ -9,14 +10,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import cycle
 
+import psutil
 import pytest
+from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 
 from lghard import ManagedPool, open_pool
-from lghard.postgres.liveness import abort
+from lghard.postgres.liveness import Connection, abort
+from lghard.postgres.statements import Statement, send
 from tests.postgres.cancelling import (
+    Moment,
+    Strike,
     cancelled_at_each_step,
     each_moment,
     insistently,
@@ -86,6 +92,15 @@ async def nothing_left(server, name, tasks):
         return asyncio.all_tasks() <= tasks and not await backends_of(server, name)
 
     await eventually(is_clean)
+
+
+@pytest.fixture
+def no_garbage_collection():
+    """What is only dropped, and not closed, stays open to the end of the test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture
@@ -393,6 +408,52 @@ async def test_cancelled_while_it_looks_after_the_pool(whole, moment, what):
 
 
 # Cancelled while the pool is opened
+
+
+def sockets_to(proxy):
+    """How many connections this process has to the proxy."""
+    return sum(
+        conn.raddr[1:] == (proxy.port,)
+        for conn in psutil.Process().net_connections("tcp")
+        if conn.raddr
+    )
+
+
+async def cancelled_in_the_handshake(kind, breakable_postgres, proxy):
+    """The error of an attempt to connect to a server that does not answer."""
+    proxy.blackhole()
+    connecting = asyncio.create_task(kind.connect(proxy.conninfo(breakable_postgres.conninfo)))
+    await eventually(lambda: proxy.connections)
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await connecting
+    return cancelled
+
+
+async def test_psycopg_leaves_a_half_open_connection(breakable_postgres, proxy):
+    """The control: its socket stays open for as long as somebody keeps the error."""
+    kept = await cancelled_in_the_handshake(AsyncConnection, breakable_postgres, proxy)
+    assert 1 == sockets_to(proxy)
+    assert kept
+
+
+async def test_cancelled_in_the_handshake(breakable_postgres, proxy, no_garbage_collection):
+    """The socket is closed at once, even while somebody keeps the error."""
+    kept = await cancelled_in_the_handshake(Connection, breakable_postgres, proxy)
+    assert 0 == sockets_to(proxy)
+    assert kept
+
+
+async def test_cancelled_insistently_in_a_query(breakable_postgres, proxy, no_garbage_collection):
+    """The socket of the cancel request is closed as well."""
+    conninfo = proxy.conninfo(breakable_postgres.conninfo)
+    async with await Connection.connect(conninfo, autocommit=True) as conn:
+        sleep = send(conn, [Statement("SELECT pg_sleep(60)", ())])
+        task = await Strike(0, Moment.BEGUN, insistent=True).against(sleep)
+        with pytest.raises(asyncio.CancelledError) as kept:
+            await task
+        assert (True, 0) == (conn.closed, sockets_to(proxy))
+        assert kept
 
 
 async def open_and_use(conninfo):
