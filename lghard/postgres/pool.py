@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import cached_property
 from time import monotonic
@@ -126,6 +126,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     async def close(self, timeout: float = 5.0, *, drain_timeout: float = 0.0) -> None:
         """As upstream, after waiting for the connections that are out.
 
+        One that is cancelled has closed the idle connections and refused all who wait.
+
         Args:
             timeout: seconds to wait for the pool's own tasks.
             drain_timeout: seconds to wait for borrowed connections to come back, while new
@@ -140,16 +142,30 @@ class ManagedPool(AsyncConnectionPool[ACT]):
                 self._draining = True
                 await self._borrows.all_back(drain_timeout)
         finally:
-            await self._shut(timeout)
+            await _honour(self._shut(timeout))
 
     async def _shut(self, timeout: float) -> None:
-        asked = dict(self._asked)
-        for conn in asked.values():
+        # Upstream does this after it has waited for its workers, and when it is cancelled there,
+        # nobody does it: connections stay open, and borrowers wait until their timeouts.
+        for conn in self._pool:
+            conn.pgconn.finish()
+        for waiter in self._waiting:
+            await waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
+        for conn in self._asked.values():
             abort(conn)
-        await self._reconnects.close()
+        ending = {*self._asked, *self._reconnects.stop()}
         await super().close(timeout)
-        if asked:
-            await asyncio.wait(asked)
+        if ending:
+            await asyncio.wait(ending)
+
+    @override
+    async def wait(self, timeout: float = 30.0) -> None:
+        """As upstream; one that was cancelled can be repeated."""
+        try:
+            await _honour(super().wait(timeout))
+        except asyncio.CancelledError:
+            self._pool_full_event = None
+            raise
 
     def _check_loop(self) -> None:
         """Raise, if this is not the pool's event loop."""
@@ -535,6 +551,20 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             self._nconns += missing
         for _ in range(missing):
             self.run_task(AddConnection(self))
+
+
+async def _honour(work: Awaitable[None]) -> None:
+    """Await `work`, and raise the cancellation that it has dropped, if it has.
+
+    `asyncio.wait_for` of Python 3.11, which upstream uses, does so when it is cancelled as what it
+    waits for is done.
+    """
+    task = asyncio.current_task()
+    assert task
+    cancelled_before = task.cancelling()
+    await work
+    if task.cancelling() > cancelled_before:
+        raise asyncio.CancelledError
 
 
 class PutBack(ReturnConnection):

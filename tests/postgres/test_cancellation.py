@@ -15,7 +15,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolClosed
 
 from lghard import ManagedPool, open_pool
 from lghard.postgres.liveness import Connection, abort
@@ -461,6 +461,36 @@ async def open_and_use(conninfo):
         await use(pool, execute)
 
 
+@each_moment
+async def test_cancelled_while_it_opens_a_pool(
+    breakable_postgres, proxy, moment, no_garbage_collection
+):
+    """Wherever it is, from the first handshake to the close, it leaves no socket and no task."""
+    before, name = asyncio.all_tasks(), secrets.token_hex(16)
+    conninfo = make_conninfo(breakable_postgres.conninfo, application_name=name)
+    work = partial(open_and_use, proxy.conninfo(conninfo))
+    steps = 0
+    async for _ in cancelled_at_each_step(work, moment):
+        steps += 1
+        assert 0 == sockets_to(proxy)
+        await nothing_left(breakable_postgres, name, before)
+    assert steps > 4
+
+
+async def test_upstream_swallows_the_cancellation_of_a_wait(breakable_postgres):
+    """The control: on Python 3.11, one that strikes as the pool is full has no effect."""
+    async with AsyncConnectionPool(breakable_postgres.conninfo, min_size=1, open=False) as pool:
+        waiting = await Strike(0, Moment.DONE).against(pool.wait())
+    assert SWALLOWS_CANCELLATION is not waiting.cancelled()
+
+
+@each_moment
+async def test_cancelled_while_it_waits_for_a_full_pool(breakable_postgres, moment):
+    """It is honoured, and whoever waits next waits as if nothing had been."""
+    async with ManagedPool(breakable_postgres.conninfo, min_size=2, open=False) as pool:
+        assert [0] == [step async for step in cancelled_at_each_step(pool.wait, moment)]
+
+
 async def test_cancelled_while_it_waits_for_a_silent_server(breakable_postgres, proxy):
     """It leaves no task, however long the server takes."""
     before = asyncio.all_tasks()
@@ -472,3 +502,113 @@ async def test_cancelled_while_it_waits_for_a_silent_server(breakable_postgres, 
         await opening
     proxy.restore(lose=True)
     await eventually(lambda: asyncio.all_tasks() == before)
+
+
+# Cancelled while it closes the pool
+
+
+each_step_of_close = pytest.mark.parametrize(
+    ("drain_timeout", "step"),
+    [(0.0, 0), (0.05, 0), (0.05, 1)],
+    ids=["closing", "draining", "closing after draining"],
+)
+
+
+@each_moment
+@insistently
+@each_step_of_close
+async def test_cancelled_while_it_closes_the_pool(
+    breakable_postgres, moment, insistent, drain_timeout, step
+):
+    """Waiting borrowers hear of it, and connections that come back later are closed."""
+    before, name = asyncio.all_tasks(), secrets.token_hex(16)
+    conninfo = make_conninfo(breakable_postgres.conninfo, application_name=name)
+    async with opened(ManagedPool, conninfo, 2) as pool:
+        borrowed = [await pool.getconn(), await pool.getconn()]
+        waiting = asyncio.create_task(pool.getconn(timeout=LONG))
+        await asyncio.sleep(0)
+        strike = Strike(step, moment, insistent=insistent)
+        closing = await strike.against(pool.close(drain_timeout=drain_timeout))
+        assert strike.hits
+        assert closing.cancelled()
+        with pytest.raises(PoolClosed):
+            await waiting
+        for conn in borrowed:
+            await pool.putconn(conn)
+    await nothing_left(breakable_postgres, name, before)
+
+
+async def cancelled_in_close(kind, conninfo, moment):
+    """The task that closed a pool of two idle connections, and these."""
+    async with opened(kind, conninfo, 2) as pool:
+        idle = [*pool._pool]
+        return await Strike(0, moment).against(pool.close()), idle
+
+
+@each_moment
+async def test_upstream_forgets_idle_connections(breakable_postgres, moment):
+    """The control: they stay open, or, on Python 3.11, the cancellation is swallowed."""
+    task, idle = await cancelled_in_close(AsyncConnectionPool, breakable_postgres.conninfo, moment)
+    swallowed = SWALLOWS_CANCELLATION and moment is Moment.DONE
+    assert swallowed is not task.cancelled()
+    assert [swallowed] * 2 == [conn.closed for conn in idle]
+    for conn in idle:
+        await conn.close()
+
+
+@each_moment
+async def test_cancelled_while_it_closes_idle_connections(breakable_postgres, moment):
+    """They are closed when the cancellation is heard, and not some time later."""
+    task, idle = await cancelled_in_close(ManagedPool, breakable_postgres.conninfo, moment)
+    assert task.cancelled()
+    assert [True] * 2 == [conn.closed for conn in idle]
+
+
+async def test_cancelled_while_it_closes_a_pool_that_cannot_connect(breakable_postgres, proxy):
+    """Borrowers hear of the close, however long the server takes to hear of anything."""
+    before = asyncio.all_tasks()
+    proxy.blackhole()
+    conninfo = proxy.conninfo(breakable_postgres.conninfo)
+    async with ManagedPool(conninfo, min_size=0, max_size=1, open=False) as pool:
+        waiting = asyncio.create_task(pool.getconn(timeout=LONG))
+        await eventually(lambda: proxy.connections)
+        closing = asyncio.create_task(pool.close(timeout=LONG))
+        with pytest.raises(PoolClosed):
+            await waiting
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        proxy.restore(lose=True)
+    await eventually(lambda: asyncio.all_tasks() <= before)
+
+
+def idle_when_the_loop_ends(kind, conninfo):
+    """Connections of a pool that is opened by a task which lives as long as its event loop."""
+    idle = []
+
+    async def serve():
+        async with opened(kind, conninfo, 2) as pool:
+            idle.extend(pool._pool)
+            await asyncio.Event().wait()
+
+    async def main():
+        serving = asyncio.create_task(serve())
+        await eventually(lambda: idle)
+        return serving
+
+    asyncio.run(main())
+    return idle
+
+
+def test_upstream_forgets_connections_when_the_loop_ends(breakable_postgres):
+    """The control: its workers are cancelled with all else, and its close() fails with them."""
+    idle = idle_when_the_loop_ends(AsyncConnectionPool, breakable_postgres.conninfo)
+    assert [False] * 2 == [conn.closed for conn in idle]
+    for conn in idle:
+        conn.pgconn.finish()
+
+
+def test_connections_are_closed_when_the_loop_ends(breakable_postgres):
+    """A pool in a background task is closed, although its own tasks are cancelled as well."""
+    idle = idle_when_the_loop_ends(ManagedPool, breakable_postgres.conninfo)
+    assert [True] * 2 == [conn.closed for conn in idle]
