@@ -11,7 +11,7 @@ from time import monotonic
 
 import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from psycopg_pool.abc import ACT
@@ -60,6 +60,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
       idle ones beside it.
     - A cancellation is honoured on Python 3.11 too, and who has stopped waiting no longer counts
       as waiting: borrowers wait on a future, not on upstream's condition under `wait_for`.
+    - A connection that a cancelled `pipeline()` has left in pipeline mode is not used again.
     - Using it in another event loop than the one it was opened in is a `ForeignLoopError`.
     - A `PoolTimeout` has the last connection error as its cause, if there is one.
 
@@ -269,6 +270,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             or self._reset
             or self._pool_full_event
             or conn.pgconn.transaction_status != TransactionStatus.IDLE
+            or conn.pgconn.pipeline_status != PipelineStatus.OFF
             or conn._created_at <= self._drained_at
             or conn._expire_at <= (now := monotonic())
         ):
@@ -419,6 +421,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     @override
     async def _return_connection(self, conn: ACT, from_getconn: bool) -> None:
+        if conn.pgconn.pipeline_status != PipelineStatus.OFF:
+            conn.pgconn.finish()  # psycopg's pipeline() never leaves one that it was cancelled in
         broken = conn.pgconn.transaction_status == TransactionStatus.UNKNOWN
         await super()._return_connection(conn, from_getconn)
         if broken:

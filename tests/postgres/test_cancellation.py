@@ -11,6 +11,7 @@ from functools import partial
 from itertools import cycle
 
 import psutil
+import psycopg
 import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
@@ -337,6 +338,12 @@ async def transact(conn):
         await conn.execute("SELECT 1")
 
 
+async def pipeline(conn):
+    async with conn.pipeline(), conn.transaction():
+        await conn.execute("SELECT 1")
+        await conn.execute("SELECT 2")
+
+
 async def use(pool, what):
     async with pool.connection(timeout=LONG) as conn:
         await what(conn)
@@ -344,6 +351,8 @@ async def use(pool, what):
 
 statements = pytest.mark.parametrize("what", [execute, take_time, transact])
 
+# psycopg's pipeline drops a generator, which complains when it finds its connection closed.
+dropped_pipelines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CLOSED = ("query cancellation interrupted", "discarding closed connection")
 """What psycopg and its pool say of a connection that they do not use again."""
@@ -366,6 +375,26 @@ async def test_cancelled_insistently_with_a_connection(whole, moment, what):
     """psycopg closes a connection whose query it cannot cancel in peace; it is replaced."""
     async with whole(1, logged=CLOSED) as pool:
         await survive(pool, partial(use, pool, what), moment, insistent=True)
+
+
+@dropped_pipelines
+async def test_upstream_passes_on_a_pipeline_that_was_cancelled(breakable_postgres):
+    """The control: psycopg does not leave it, and the next borrower is in it without knowing."""
+    async with opened(AsyncConnectionPool, breakable_postgres.conninfo, 1) as pool:
+        await Strike(0, Moment.BEGUN).against(use(pool, pipeline))
+        async with pool.connection() as conn:
+            with pytest.raises(psycopg.ProgrammingError, match="in pipeline mode"):
+                await anext(conn.cursor().stream("SELECT 1"))
+    gc.collect()
+
+
+@dropped_pipelines
+@each_moment
+async def test_cancelled_in_a_pipeline(whole, moment, busy_loop):
+    """A connection that is still in it is not used again."""
+    async with whole(1, logged=CLOSED) as pool:
+        await survive(pool, partial(use, pool, pipeline), moment)
+    gc.collect()
 
 
 @each_moment
