@@ -83,6 +83,9 @@ async def migrate(
                     await _run_missing(cur, migrations)
                     for table in await _missing(cur, tables):
                         await cur.execute(tables[table].encode())
+        except asyncio.CancelledError:
+            conn.pgconn.finish()  # whose session may still have the lock, or no timeouts
+            raise
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidSchemaName) as error:
             raise await _refusal(cur, (*_TABLES, *tables), error) from error
 

@@ -13,8 +13,9 @@ from lghard.testing import FaultProxy
 from tests.postgres.cancelling import (
     Moment,
     cancelled_at_each_step,
+    each_moment,
 )
-from tests.postgres.checkpoints import checkpoint, config_of, eventually, put
+from tests.postgres.checkpoints import checkpoint, config_of, eventually, put, query
 
 CONFIG = config_of("t", checkpoint(1)["id"])
 
@@ -145,3 +146,26 @@ async def test_cancelled_insistently(trial, name):
     outcomes = [rows async for rows in trial.outcomes(name, insistent=True)]
     assert outcomes
     assert {NOTHING, ALL[name]} >= {*outcomes}
+
+
+FORGET = "DELETE FROM checkpoint_migrations WHERE v = 9 RETURNING v"
+LOCKS = (
+    "SELECT pid FROM pg_locks WHERE locktype = 'advisory' "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+@each_moment
+async def test_cancelled_in_setup(lghard_database, moment):
+    """No connection goes back that has the lock of the migrations, or has lost its timeouts."""
+    steps = 0
+    async with open_checkpointer(lghard_database, max_size=1, statement_timeout=7.0) as saver:
+        await query(lghard_database, FORGET)
+        async for _ in cancelled_at_each_step(saver.setup, moment):
+            assert [] == await query(lghard_database, LOCKS)
+            async with saver.conn.connection() as conn:
+                cursor = await conn.execute("SHOW statement_timeout")
+                assert {"statement_timeout": "7s"} == await cursor.fetchone()
+            await query(lghard_database, FORGET)
+            steps += 1
+    assert steps > 10
