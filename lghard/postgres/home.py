@@ -104,7 +104,9 @@ class Home:
 
     async def _found(self, where: concurrent.futures.Future[Share], patience: float) -> Share:
         if not where.done():
-            await asyncio.wait({asyncio.wrap_future(where)}, timeout=patience)
+            found = asyncio.wrap_future(where)
+            found.add_done_callback(_have_seen)  # who is cancelled here never looks at it
+            await asyncio.wait({found}, timeout=patience)
         if not where.done():
             raise PoolTimeout(
                 f"there was no connection within {patience:.0f} s"
@@ -196,10 +198,12 @@ class Home:
         self._refuse("the checkpointer is closed")
         if self._move:
             self._move.cancel()
-        if self._share:
-            await self._share.close()
-        if self._thread:
-            self._thread.stop()
+        try:
+            if self._share:
+                await self._share.close()
+        finally:
+            if self._thread:
+                self._thread.stop()
 
 
 def _pass_on(
@@ -209,6 +213,12 @@ def _pass_on(
         where.set_exception(error)
     else:
         where.set_result(share)
+
+
+def _have_seen(found: "asyncio.Future[Share]") -> None:
+    """Asyncio reports an exception that nobody has looked at."""
+    if not found.cancelled():
+        found.exception()
 
 
 def _say_if_it_failed(

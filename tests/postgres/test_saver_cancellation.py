@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 from functools import partial
 
 import pytest
@@ -12,8 +13,10 @@ from lghard import open_checkpointer
 from lghard.testing import FaultProxy
 from tests.postgres.cancelling import (
     Moment,
+    Strike,
     cancelled_at_each_step,
     each_moment,
+    insistently,
 )
 from tests.postgres.checkpoints import checkpoint, config_of, eventually, put, query
 
@@ -169,3 +172,48 @@ async def test_cancelled_in_setup(lghard_database, moment):
             await query(lghard_database, FORGET)
             steps += 1
     assert steps > 10
+
+
+async def open_and_put(conninfo):
+    async with open_checkpointer(conninfo, setup=False) as saver:
+        await put(saver, "t")
+
+
+async def clients_of(conninfo):
+    others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+    return await query(conninfo, f"{others} AND pid <> pg_backend_pid()")
+
+
+@each_moment
+async def test_cancelled_while_it_opens_a_checkpointer(lghard_database, caplog, moment):
+    """It leaves no task, no connection, and nothing for asyncio to report."""
+    tasks = asyncio.all_tasks()
+    steps = 0
+
+    async def nothing_left():
+        return asyncio.all_tasks() == tasks and not await clients_of(lghard_database)
+
+    async for _ in cancelled_at_each_step(partial(open_and_put, lghard_database), moment):
+        await eventually(nothing_left)
+        steps += 1
+    gc.collect()
+    assert [] == caplog.records
+    assert steps > 2
+
+
+@each_moment
+@insistently
+async def test_cancelled_in_the_last_loop_that_leaves(lghard_database, moment, insistent):
+    """The thread that had the connections of all event loops ends, and they with it."""
+    stay = open_checkpointer(lghard_database, setup=False)
+    saver = await stay.__aenter__()
+    await asyncio.to_thread(asyncio.run, open_and_put(lghard_database))
+    await put(saver, "t")
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "lghard-io"]
+    leaving = await Strike(0, moment, insistent=insistent).against(stay.__aexit__(None, None, None))
+    assert leaving.cancelled()
+
+    async def nothing_left():
+        return not thread.is_alive() and not await clients_of(lghard_database)
+
+    await eventually(nothing_left)
