@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.pq.abc import PGconn
 from psycopg.rows import Row, scalar_row
 from psycopg_pool import AsyncConnectionPool
+from typing_extensions import override
 
 # What one look reads at most: a busy LISTEN connection must not hold up the event loop.
 _READS_PER_LOOK = 64
@@ -129,13 +130,23 @@ async def is_pooled(conn: psycopg.AsyncConnection[Any]) -> bool:
 
 
 class Connection(psycopg.AsyncConnection[Row]):
-    """A connection on which a cancelled task does not wait long for a server out of reach.
+    """A connection on which a cancelled task leaves nothing behind, and does not wait long.
 
     psycopg asks the server to cancel the query, for up to five seconds, and then waits as long for
-    the query to end.
+    the query to end. A socket that it was just connecting stays open until somebody drops the
+    error, or for as long as the garbage collector takes: it belongs to a frame of the traceback.
     """
 
     CANCEL_TIMEOUT = 1.0
+
+    @override
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """As upstream; an attempt that is given up closes its socket at once."""
+        try:
+            return await super().connect(conninfo, **kwargs)
+        except BaseException as error:
+            raise error.with_traceback(None)  # noqa: B904 - it is the same error
 
     async def _try_cancel(self, *, timeout: float = CANCEL_TIMEOUT) -> None:
         limit = min(timeout, self.CANCEL_TIMEOUT)
@@ -143,3 +154,5 @@ class Connection(psycopg.AsyncConnection[Row]):
             await asyncio.wait_for(self.cancel_safe(timeout=limit), limit)
         except (psycopg.Error, TimeoutError):
             abort(self)
+        except BaseException as error:
+            raise error.with_traceback(None)  # noqa: B904 - it is the same error

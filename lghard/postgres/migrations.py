@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
 from lghard.errors import SchemaSetupError
-from lghard.postgres.liveness import abort_after, is_pooled
+from lghard.postgres.liveness import Connection, abort_after, is_pooled
 
 _TABLES = "checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes"
 
@@ -83,6 +83,9 @@ async def migrate(
                     await _run_missing(cur, migrations)
                     for table in await _missing(cur, tables):
                         await cur.execute(tables[table].encode())
+        except asyncio.CancelledError:
+            conn.pgconn.finish()  # whose session may still have the lock, or no timeouts
+            raise
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidSchemaName) as error:
             raise await _refusal(cur, (*_TABLES, *tables), error) from error
 
@@ -158,7 +161,7 @@ async def _lock_behind_a_pooler(cur: Cursor, ends_at: float) -> AsyncIterator[No
     """
     info = cur.connection.info
     async with (
-        await psycopg.AsyncConnection.connect(
+        await Connection.connect(
             info.dsn, password=info.password, autocommit=True, prepare_threshold=None
         ) as guard,
         guard.cursor(row_factory=dict_row) as own,

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import cached_property
 from math import inf
@@ -12,7 +12,7 @@ from time import monotonic
 
 import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from psycopg_pool.abc import ACT
@@ -61,6 +61,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
       idle ones beside it.
     - A cancellation is honoured on Python 3.11 too, and who has stopped waiting no longer counts
       as waiting: borrowers wait on a future, not on upstream's condition under `wait_for`.
+    - A connection that a cancelled `pipeline()` has left in pipeline mode is not used again.
     - Using it in another event loop than the one it was opened in is a `ForeignLoopError`.
     - A `PoolTimeout` has the last connection error as its cause, if there is one.
 
@@ -128,6 +129,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     async def close(self, timeout: float = 5.0, *, drain_timeout: float = 0.0) -> None:
         """As upstream, after waiting for the connections that are out.
 
+        One that is cancelled has closed the idle connections and refused all who wait.
+
         Args:
             timeout: seconds to wait for the pool's own tasks.
             drain_timeout: seconds to wait for borrowed connections to come back, while new
@@ -142,16 +145,30 @@ class ManagedPool(AsyncConnectionPool[ACT]):
                 self._draining = True
                 await self._borrows.all_back(drain_timeout)
         finally:
-            await self._shut(timeout)
+            await _honour(self._shut(timeout))
 
     async def _shut(self, timeout: float) -> None:
-        asked = dict(self._asked)
-        for conn in asked.values():
+        # Upstream does this after it has waited for its workers, and when it is cancelled there,
+        # nobody does it: connections stay open, and borrowers wait until their timeouts.
+        for conn in self._pool:
+            conn.pgconn.finish()
+        for waiter in self._waiting:
+            await waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
+        for conn in self._asked.values():
             abort(conn)
-        await self._reconnects.close()
+        ending = {*self._asked, *self._reconnects.stop()}
         await super().close(timeout)
-        if asked:
-            await asyncio.wait(asked)
+        if ending:
+            await asyncio.wait(ending)
+
+    @override
+    async def wait(self, timeout: float = 30.0) -> None:
+        """As upstream; one that was cancelled can be repeated."""
+        try:
+            await _honour(super().wait(timeout))
+        except asyncio.CancelledError:
+            self._pool_full_event = None
+            raise
 
     def _check_loop(self) -> None:
         """Raise, if this is not the pool's event loop."""
@@ -255,6 +272,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             or self._reset
             or self._pool_full_event
             or conn.pgconn.transaction_status != TransactionStatus.IDLE
+            or conn.pgconn.pipeline_status != PipelineStatus.OFF
             or conn._created_at <= self._drained_at
             or conn._expire_at <= (now := monotonic())
         ):
@@ -408,6 +426,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     @override
     async def _return_connection(self, conn: ACT, from_getconn: bool) -> None:
+        if conn.pgconn.pipeline_status != PipelineStatus.OFF:
+            conn.pgconn.finish()  # psycopg's pipeline() never leaves one that it was cancelled in
         broken = conn.pgconn.transaction_status == TransactionStatus.UNKNOWN
         await super()._return_connection(conn, from_getconn)
         if broken:
@@ -559,6 +579,20 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             self._nconns += missing
         for _ in range(missing):
             self.run_task(AddConnection(self))
+
+
+async def _honour(work: Awaitable[None]) -> None:
+    """Await `work`, and raise the cancellation that it has dropped, if it has.
+
+    `asyncio.wait_for` of Python 3.11, which upstream uses, does so when it is cancelled as what it
+    waits for is done.
+    """
+    task = asyncio.current_task()
+    assert task
+    cancelled_before = task.cancelling()
+    await work
+    if task.cancelling() > cancelled_before:
+        raise asyncio.CancelledError
 
 
 class PutBack(ReturnConnection):

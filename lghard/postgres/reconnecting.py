@@ -91,12 +91,17 @@ class Reconnects:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._retry(), name="lghard-reconnects")
 
-    async def close(self) -> None:
-        """Stop trying."""
+    def stop(self) -> set[asyncio.Task[None]]:
+        """Stop trying.
+
+        Returns:
+            what there is to wait for.
+        """
         self._missing.clear()
-        if self._task and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        if self._task is None or self._task.done():
+            return set()
+        self._task.cancel()
+        return {self._task}
 
     async def _retry(self) -> None:
         while self._missing:

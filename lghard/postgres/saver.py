@@ -278,7 +278,8 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         await self._run("adelete_thread", partial(self._delete, [str(thread_id)]))
 
     async def _delete(self, thread_ids: Sequence[str]) -> None:
-        async with self._cursor(pipeline=True) as cur, cur.connection.transaction():
+        # Not in a pipeline: where that is cancelled, psycopg leaves the connection in it for good.
+        async with self._cursor() as cur, cur.connection.transaction():
             if self.fence is not None:
                 await bury(cur, thread_ids, fence=self.fence, patience=self.deadline)
             await delete_threads(cur, thread_ids)

@@ -247,8 +247,6 @@ class Share:
                 self.ready.set_result(self.pool)
             await ended  # asyncio.run cancels it when the loop ends
         except (Exception, asyncio.CancelledError):  # but not GeneratorExit: it cannot wait
-            # Upstream's close() loses them when its workers have been cancelled as well.
-            self._finish_idle()
             await self.pool.close(drain_timeout=self.drain_timeout)
             raise
 

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import secrets
 import select
-import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 import lghard
 from lghard.errors import LghardError
-from lghard.postgres.liveness import Pulse, abort, look
+from lghard.postgres.liveness import Pulse, look
 from lghard.postgres.opening import PoolOpenError, open_pool
 from lghard.postgres.pool import ManagedPool
 from lghard.postgres.settings import CONNINFO_VARIABLES, PoolSettings, application_name
@@ -34,8 +33,6 @@ AUTOCOMMIT = {"autocommit": True}
 LONG = 20.0
 """Seconds for what must succeed, on machines under load."""
 UNREACHABLE = "postgresql://app:s3cret@127.0.0.1:1/app"
-SWALLOWS_CANCELLATION = sys.version_info < (3, 12)
-"""asyncio.wait_for does, when it is cancelled while what it waits for is done."""
 
 
 @pytest.fixture
@@ -535,142 +532,6 @@ async def test_cause_is_forgotten_after_recovery(proxy: FaultProxy, until: Until
     assert exhausted.value.__cause__ is None
 
 
-# Cancellation
-
-
-@pytest.mark.parametrize("steps", range(12))
-async def test_borrower_cancelled_at_any_step(until: Until, conninfo: str, steps: int) -> None:
-    """Wherever it strikes in the sweep of a dead pool, cancellation loses no connection."""
-    async with opened(conninfo, 3) as pool:
-        for conn in pool._pool:
-            abort(conn)
-        borrowing = asyncio.create_task(pool.getconn())
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        borrowing.cancel()
-        await asyncio.wait({borrowing})
-        if not borrowing.cancelled():
-            await pool.putconn(borrowing.result())
-        assert await works(pool)
-        await until(lambda: is_whole(pool))
-
-
-async def test_borrower_cancelled_during_the_ping(
-    breakable_postgres: TemporaryPostgres, until: Until, conninfo: str
-) -> None:
-    """A connection that was being asked when its borrower was cancelled goes back to the pool."""
-    async with opened(conninfo, 1) as pool:
-        pool.ping_after, pool.ping_timeout = 0, 60
-        conn = pool._pool[0]
-        async with frozen(breakable_postgres, *pids(pool)):
-            borrowing = asyncio.create_task(pool.getconn())
-            await until(lambda: is_asked(conn))
-            borrowing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await borrowing
-        await until(lambda: is_whole(pool))
-        assert await works(pool)
-
-
-async def test_borrower_cancelled_twice_during_the_ping(
-    breakable_postgres: TemporaryPostgres, until: Until, conninfo: str
-) -> None:
-    """A second cancellation, as AnyIO's scopes send them, loses no connection either."""
-    async with opened(conninfo, 1) as pool:
-        pool.ping_after, pool.ping_timeout = 0, 60
-        conn = pool._pool[0]
-        async with frozen(breakable_postgres, *pids(pool)):
-            borrowing = asyncio.create_task(pool.getconn())
-            await until(lambda: is_asked(conn))
-            await pool._lock.acquire()  # somebody else is just using the pool
-            borrowing.cancel()
-        await until(lambda: not is_asked(conn))
-        for _ in range(5):
-            await asyncio.sleep(0)
-            borrowing.cancel()
-        pool._lock.release()
-        with pytest.raises(asyncio.CancelledError):
-            await borrowing
-        assert await works(pool, timeout=1)
-
-
-async def test_borrower_cancelled_while_suspects_are_asked(
-    breakable_postgres: TemporaryPostgres,
-    proxy: FaultProxy,
-    kill: Kill,
-    until: Until,
-    way: str,
-) -> None:
-    """What a sweep has begun goes on without the borrower that began it."""
-    async with opened(way, 2) as pool:
-        pool.ping_timeout = 60
-        dead, suspect = pids(pool)
-        await notify(breakable_postgres, pool._pool[1], until)
-        await kill(breakable_postgres, dead)
-        await until(lambda: readable(pool._pool[0]))
-        proxy.refuse()
-        async with frozen(breakable_postgres, suspect):
-            borrowing = asyncio.create_task(pool.getconn())
-            await until(lambda: pool.get_stats()["requests_waiting"])
-            borrowing.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await borrowing
-        proxy.accept()
-        await until(lambda: is_whole(pool))
-        assert suspect in pids(pool)
-
-
-async def swallowed(pool: Pool, attempts: int) -> int:
-    """How often a waiting borrower, cancelled while it is served, goes on as if nothing were."""
-    count = 0
-    for attempt in range(attempts):
-        conn = await pool.getconn()
-        waiting = asyncio.create_task(pool.getconn())
-        while not pool.get_stats()["requests_waiting"]:
-            await asyncio.sleep(0)
-        returning = asyncio.create_task(pool.putconn(conn))
-        for _ in range(attempt % 6):
-            await asyncio.sleep(0)
-        if waiting.cancel():
-            await asyncio.wait({waiting})
-            if not waiting.cancelled():
-                count += 1
-        await returning
-        if not waiting.cancelled():
-            await pool.putconn(await waiting)
-    return count
-
-
-async def test_upstream_swallows_cancellation(conninfo: str) -> None:
-    """Control: on Python 3.11, upstream's borrowers survive their cancellation."""
-    async with opened(conninfo, 1, kind=AsyncConnectionPool) as pool:
-        assert bool(await swallowed(pool, 24)) is SWALLOWS_CANCELLATION
-
-
-async def test_cancelled_while_being_served(until: Until, conninfo: str) -> None:
-    """Cancellation that meets the connection it waited for wins, and the connection stays."""
-    async with opened(conninfo, 1) as pool:
-        assert await swallowed(pool, 24) == 0
-        await until(lambda: is_whole(pool))
-
-
-async def test_cancelled_on_the_way_back(until: Until, conninfo: str) -> None:
-    """The connection returns all the same, also when somebody else holds the pool's lock."""
-    async with opened(conninfo, 1) as pool:
-        conn = await pool.getconn()
-        await conn.set_autocommit(False)
-        await conn.execute("SELECT 1")
-        async with pool._lock:
-            returning = asyncio.create_task(pool.putconn(conn))
-            await until(lambda: pool._returning)
-            await until(lambda: not is_asked(conn))
-            returning.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await returning
-        await until(lambda: is_whole(pool))
-        assert await works(pool)
-
-
 # Closing
 
 
@@ -1125,21 +986,6 @@ async def test_failed_open_leaves_nothing(
     async with asyncio.timeout(3):
         await until(lambda: not backends_of(breakable_postgres, name))
     assert error
-
-
-async def test_cancelled_open_leaves_nothing(
-    breakable_postgres: TemporaryPostgres, proxy: FaultProxy, until: Until, way: str
-) -> None:
-    """Cancelled while it waits for a server, open_pool leaves no task."""
-    tasks = asyncio.all_tasks()
-    proxy.blackhole()
-    opening = asyncio.create_task(opens(way, open_timeout=600))
-    await until(lambda: proxy.connections)
-    opening.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await opening
-    proxy.restore(lose=True)
-    await until(lambda: asyncio.all_tasks() == tasks)
 
 
 async def test_closed_pool_leaves_nothing(

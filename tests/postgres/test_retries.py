@@ -407,7 +407,7 @@ async def test_behind_a_pooler_a_lost_write_has_an_unknown_outcome(pooled):
 
 
 IN_FLIGHT = ["aget_tuple", "aput", "adelete_thread"]
-"""An operation for each way of talking to the server: one statement, one message, a pipeline."""
+"""An operation for each way of talking to the server: one statement, one message, a transaction."""
 
 
 @pytest.mark.parametrize("name", IN_FLIGHT)
