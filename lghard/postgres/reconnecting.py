@@ -68,6 +68,7 @@ class Reconnects:
         self._missing: deque[AddConnection] = deque()
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
+        self._is_stopped = False
 
     def __len__(self) -> int:
         """How many connections are missing."""
@@ -87,16 +88,19 @@ class Reconnects:
 
     def postpone(self, attempt: AddConnection) -> None:
         """Try this one again when its turn comes."""
+        if self._is_stopped:  # a worker of the pool may fail once more while it is being closed
+            return
         self._missing.append(attempt)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._retry(), name="lghard-reconnects")
 
     def stop(self) -> set[asyncio.Task[None]]:
-        """Stop trying.
+        """Stop trying, for good.
 
         Returns:
             what there is to wait for.
         """
+        self._is_stopped = True
         self._missing.clear()
         if self._task is None or self._task.done():
             return set()

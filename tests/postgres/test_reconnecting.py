@@ -10,6 +10,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from psycopg_pool.base import AttemptWithBackoff
+from psycopg_pool.pool_async import AddConnection
 
 from lghard import ManagedPool, open_pool
 from lghard.postgres.reconnecting import URGENT, Attempt, Reconnects, is_away
@@ -322,3 +323,12 @@ async def test_closing_does_not_wait_for_ever(lghard_database):
     assert pool.closed
     await pool.putconn(conn)
     assert conn.closed
+
+
+async def test_a_pool_that_is_closed_does_not_begin_to_reconnect():
+    """One of its workers may fail while it is being closed, and is the last."""
+    reconnects = Reconnects(lambda _: None, lambda: False)
+    reconnects.stop()
+    reconnects.postpone(AddConnection(ManagedPool("", open=False)))
+    assert 0 == len(reconnects)
+    assert not reconnects.stop()
