@@ -154,7 +154,7 @@ async def pauses(clock, error, *, waited_for):
     reconnects = Reconnects(run, lambda: waited_for)
     fail(SimpleNamespace(attempt=Attempt(timeout=600)))
     await over.wait()
-    await reconnects.close()
+    await asyncio.gather(*reconnects.stop(), return_exceptions=True)
     return [later - earlier for earlier, later in pairwise(times)]
 
 
