@@ -20,7 +20,20 @@ def run(name):
 
 def test_every_example_is_tested():
     """A new example needs a new test."""
-    assert ["shared_pool.py", "survive.py"] == sorted(path.name for path in EXAMPLES.glob("*.py"))
+    names = sorted(path.name for path in EXAMPLES.glob("*.py"))
+    assert ["on_server.py", "shared_pool.py", "survive.py"] == names
+
+
+def test_on_server():
+    """All runs finish within the budget; upstream loses some, and has a pool for each loop."""
+    printed = run("on_server.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    assert ["30 of 30", "30 of 30", "none", "1"] == [
+        rows[name][0] for name in ("runs finished", "state correct", "error", "restarts")
+    ]
+    assert 4 >= int(rows["peak backends"][0].split()[0])
+    assert 30 > int(rows["runs finished"][1].split()[0])
+    assert 4 < int(rows["peak backends"][1].split()[0])
 
 
 def test_shared_pool():

@@ -346,12 +346,19 @@ class Stay(AbstractAsyncContextManager[Home]):
     Not a generator: a LangGraph server never ends it, and asyncio closes the generators that a loop
     leaves behind all at once, which fails where one waits for another.
 
+    Args:
+        conninfo: as in `open_pool`.
+        overrides: as in `open_pool`.
+        patience: seconds to wait for a home whose database is away just when it moves. Who opens it
+            waits for `open_timeout`.
+
     Raises:
         ValueError: no conninfo anywhere.
     """
 
-    def __init__(self, conninfo: str | None, overrides: PoolOverrides) -> None:
+    def __init__(self, conninfo: str | None, overrides: PoolOverrides, *, patience: float) -> None:
         self._call = Call(conninfo, None, overrides, dict(os.environ))
+        self._patience = patience
 
     @override
     async def __aenter__(self) -> Home:
@@ -363,7 +370,8 @@ class Stay(AbstractAsyncContextManager[Home]):
         self._loop = asyncio.get_running_loop()
         self._home = await _homes.enter(self._call)
         try:
-            await self._until_it_is_open(self._home.asked.settings.open_timeout)
+            open_timeout = self._home.asked.settings.open_timeout
+            await self._until_it_is_open(max(self._patience, open_timeout))
         except BaseException:
             await _homes.leave(self._home, self._loop)
             raise

@@ -509,7 +509,7 @@ async def open_checkpointer(
         ...     graph = builder.compile(checkpointer=checkpointer)
         ...     await graph.ainvoke(state, {"configurable": {"thread_id": "1"}})
     """
-    async with _place(source, overrides) as place:
+    async with _place(source, overrides, patience=deadline) as place:
         saver = HardenedAsyncPostgresSaver(
             place.pool,
             serde=serde,
@@ -524,10 +524,13 @@ async def open_checkpointer(
 
 
 def _place(
-    source: str | AsyncConnectionPool[AsyncConnection[DictRow]] | None, overrides: PoolOverrides
+    source: str | AsyncConnectionPool[AsyncConnection[DictRow]] | None,
+    overrides: PoolOverrides,
+    *,
+    patience: float,
 ) -> AbstractAsyncContextManager[Place]:
     if not isinstance(source, AsyncConnectionPool):
-        return Stay(source, overrides)
+        return Stay(source, overrides, patience=patience)
     if overrides:
         raise TypeError(
             f"{', '.join(overrides)}: these are settings of a pool that is opened, and the one "
