@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from psycopg_pool import AsyncConnectionPool
 
 from lghard import open_pool
+from lghard.postgres.borrowing import Borrows
 from tests.postgres.checkpoints import eventually, query
 
 
@@ -108,6 +109,30 @@ async def test_snapshot_of_a_busy_pool(lghard_database):
         busy.longest_borrow > 0,
     )
     assert (0, 1, 0, 2) == (calm.borrowed, calm.idle, calm.waiting, calm.requests)
+
+
+async def test_snapshot_of_an_idle_pool(lghard_database):
+    """Nothing is out, and so not even for less than no time."""
+    async with open_pool(lghard_database) as pool:
+        assert 0 == pool.snapshot().longest_borrow
+
+
+def test_a_snapshot_is_read_in_another_thread():
+    """Prometheus serves in one of its own, while the pool lends in its loop."""
+    borrows = Borrows()
+
+    class Since(float):
+        """Somebody borrows in the middle of the comparison."""
+
+        def __lt__(self, other):
+            borrows.begin(object(), with_stack=False)
+            return super().__lt__(other)
+
+    for _ in range(3):
+        borrows.begin(object(), with_stack=False)
+    for borrow in borrows._out.values():
+        borrow.since = Since(borrow.since)
+    assert borrows.longest() > 0
 
 
 async def test_snapshot_counts_how_long(lghard_database):
