@@ -277,7 +277,11 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     def _advice(self, obstacle: Exception | None) -> str:
         if obstacle:
-            return f"lghard: the pool {self.name!r} cannot connect: see the cause above"
+            return (
+                f"lghard: the pool {self.name!r} cannot connect: see the cause above; of "
+                f"max_size={self.max_size} connections it has {len(self._pool)} idle and "
+                f"{len(self._borrows)} in use, and {len(self._waiting)} more borrowers wait"
+            )
         return (
             f"lghard: all {self._nconns} connections of the pool {self.name!r} are in use, the "
             f"oldest for {self._borrows.longest():.1f} s, and {len(self._waiting)} more borrowers "

@@ -505,6 +505,7 @@ async def test_timeout_has_the_connection_error_as_its_cause(
     assert silent.value.__cause__ is None
     assert "Connection refused" in str(telling.value.__cause__)
     assert "cannot connect" in telling.value.__notes__[0]
+    assert "of max_size=1 connections it has 0 idle and 0 in use" in telling.value.__notes__[0]
 
 
 async def test_timeout_of_an_exhausted_pool_says_so(conninfo: str) -> None:
