@@ -528,6 +528,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         except psycopg.Error as error:
             words = [str(error).strip(), *getattr(error, "__notes__", [])]
             words += [str(error.__cause__).strip()] if error.__cause__ else []
+            if monotonic() - began >= timeout and not isinstance(error, PoolTimeout):
+                words.insert(0, f"no answer within {timeout} s")
             return PoolHealth(False, tuple(words), None, None, None, None, self.snapshot())
         read_only, version, pid_of_server, pid_of_handshake = answer
         reasons = ["the server is read-only: a standby, or a primary that became one"]

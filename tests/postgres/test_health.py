@@ -77,10 +77,34 @@ async def test_health_of_a_dead_server(lghard_own_postgres):
 
 
 async def test_health_of_an_exhausted_pool(lghard_database):
-    """It says which number to raise."""
-    async with open_pool(lghard_database, max_size=1) as pool, pool.connection():
+    """It says which number to raise, as soon as its own time is over."""
+    async with open_pool(lghard_database, max_size=1, timeout=600) as pool, pool.connection():
         health = await pool.health(timeout=0.1)
     assert any("raise max_size" in reason for reason in health.reasons)
+
+
+async def test_health_of_a_frozen_server(lghard_postgres, lghard_database):
+    """It answers within its own time; upstream's query still waits."""
+    async with upstream_pool(lghard_database) as upstream, open_pool(lghard_database) as pool:
+        (ours,), (theirs,) = pool._pool, upstream._pool
+        pids = [conn.info.backend_pid for conn in (ours, theirs)]
+        for pid in pids:
+            lghard_postgres.freeze_backend(pid)
+        try:
+            asked = asyncio.create_task(ask(upstream))
+            health = await pool.health(timeout=0.2)
+            assert not asked.done()
+        finally:
+            for pid in pids:
+                lghard_postgres.thaw_backend(pid)
+        await asked
+    assert (False, None) == (health.ok, health.round_trip)
+    assert "no answer within 0.2 s" == health.reasons[0]
+
+
+async def ask(pool):
+    async with pool.connection() as conn:
+        await conn.execute("SELECT 1")
 
 
 async def test_health_of_a_standby(lghard_own_postgres):
