@@ -128,7 +128,7 @@ def _build(settings: PoolSettings, arguments: dict[str, Any]) -> Pool:
             "indexes concurrently, which Postgres refuses inside a transaction; leave it out of "
             "kwargs, and use conn.transaction() where you want one"
         )
-    ours = {"autocommit": True, "row_factory": dict_row, **settings.connection_parameters()}
+    ours = {"autocommit": True, "row_factory": dict_row, **settings.connection_parameters(**given)}
     pool = ManagedPool[AsyncConnection[DictRow]](
         connection_class=Connection,
         conninfo=settings.conninfo.get_secret_value(),

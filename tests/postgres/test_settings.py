@@ -175,6 +175,28 @@ def test_connection_parameters_of_the_conninfo_are_kept() -> None:
     assert parameters.keys().isdisjoint({"application_name", "keepalives_idle"})
 
 
+@pytest.mark.parametrize(
+    ("conninfo", "kwargs"),
+    [
+        ("postgresql://db1,db2/app", {}),
+        ("host=db port=5432,5433 hostaddr=10.0.0.1,10.0.0.2", {}),
+        ("dbname=app", {"host": "db1,db2"}),
+    ],
+)
+def test_of_several_hosts_the_one_that_takes_writes_is_meant(
+    conninfo: str, kwargs: dict[str, str]
+) -> None:
+    """However they are given."""
+    parameters = PoolSettings(conninfo=conninfo).connection_parameters(**kwargs)
+    assert "read-write" == parameters["target_session_attrs"]
+
+
+def test_of_several_hosts_another_one_can_be_meant() -> None:
+    """Who asks for a standby gets one, and hears from health() that it takes no writes."""
+    conninfo = "postgresql://db1,db2/app?target_session_attrs=standby"
+    assert "target_session_attrs" not in PoolSettings(conninfo=conninfo).connection_parameters()
+
+
 BROKEN = [
     "postgresql://app:s3cret%zz@db/app",
     "postgresql://app@db/app?pass=s3cret",
