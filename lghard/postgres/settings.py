@@ -58,7 +58,8 @@ def loops_from_environment(environ: Mapping[str, str] = os.environ) -> int:
 class PoolSettings(BaseSettings):
     """Sizes and deadlines of a pool; every field can be set as `LGHARD_POOL_<FIELD>`.
 
-    Durations are seconds. Sizes are connections of this process, not of the deployment.
+    Durations are seconds. Sizes are connections of this process, not of the deployment. All fields
+    are in docs/how-to/pool.md.
 
     Example:
         >>> async with open_pool(settings=PoolSettings(max_size=4)) as pool: ...

@@ -3,6 +3,7 @@
 import os
 import socket
 import traceback
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -138,6 +139,18 @@ def test_impossible_values_are_refused(field: str, value: int) -> None:
     with pytest.raises(ValidationError, match=field) as refused:
         PoolSettings(conninfo=CONNINFO, **{field: value})
     assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("name", PoolSettings.model_fields)
+def test_each_field_is_documented(name: str) -> None:
+    """With its variable and its default."""
+    page = (Path(__file__).parents[2] / "docs/how-to/pool.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    _, _, variable, default, _, _ = map(str.strip, row.split("|"))
+    assert f"`LGHARD_POOL_{name.upper()}`" == variable
+    expected = PoolSettings.model_fields[name].default
+    if isinstance(expected, float | int):
+        assert f"{expected:g}" == default
 
 
 def test_settings_are_frozen() -> None:
