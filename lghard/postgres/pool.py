@@ -57,8 +57,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
       at 1 s and doubles without a bound. An attempt that fails like the one before is not logged.
     - After `reconnect_timeout`, `reconnect_failed` is called as upstream, but the pool goes on
       trying to have `min_size` connections; upstream leaves it empty.
-    - A connection that reports a read-only server (SQLSTATE 25006) in the block of `connection()` is
-      not used again, nor are the idle ones beside it.
+    - A connection that reports a read-only server (SQLSTATE 25006) in the block of `connection()`
+      is not used again, nor are the idle ones beside it.
     - A cancellation is honoured on Python 3.11 too, and who has stopped waiting no longer counts
       as waiting: borrowers wait on a future, not on upstream's condition under `wait_for`.
     - Using it in another event loop than the one it was opened in is a `ForeignLoopError`.

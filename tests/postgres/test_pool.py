@@ -1002,6 +1002,33 @@ async def test_silent_host_has_a_next_step(
     assert "firewall" in str(await refused(way, open_timeout=0.1, connect_timeout=600))
 
 
+async def test_server_that_stops_after_the_handshake(
+    breakable_postgres: TemporaryPostgres, until: Until, conninfo: str
+) -> None:
+    """A question to a frozen server ends at the deadline, too: psycopg waits for its answer."""
+    frozen: list[int] = []
+
+    async def freeze_and_ask(conn: AsyncConnection[Any]) -> None:
+        frozen.append(conn.info.backend_pid)
+        breakable_postgres.freeze_backend(conn.info.backend_pid)
+        await conn.execute("SELECT 1")
+
+    control = await AsyncConnection.connect(conninfo)
+    waiting = asyncio.create_task(freeze_and_ask(control))
+    await until(lambda: frozen)
+    waiting.cancel()
+    try:
+        error = await refused(conninfo, configure=freeze_and_ask)
+        assert not waiting.done()
+    finally:
+        for pid in frozen:
+            breakable_postgres.thaw_backend(pid)
+    assert "no answer within 0.3 s" in str(error)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await control.close()
+
+
 @pytest.fixture(scope="module")
 def small_postgres(breakable_postgres: TemporaryPostgres) -> Iterator[TemporaryPostgres]:
     """A server with six connections."""
