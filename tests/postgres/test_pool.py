@@ -1127,6 +1127,18 @@ async def fails_to_configure(conn: AsyncConnection[Any]) -> None:
     await conn.execute("SELECT * FROM nowhere")
 
 
+class FailsLater:
+    """A configure callback that fails on all but the first connection, which is not the pool's."""
+
+    def __init__(self) -> None:
+        self.conns: list[AsyncConnection[Any]] = []
+
+    async def __call__(self, conn: AsyncConnection[Any]) -> None:
+        self.conns.append(conn)  # as a callback may that has a registry, or a log
+        if len(self.conns) > 1:
+            await fails_to_configure(conn)
+
+
 async def hangs(conn: AsyncConnection[Any]) -> None:
     """A configure callback that waits for something that never comes."""
     await asyncio.Event().wait()
@@ -1136,6 +1148,7 @@ async def hangs(conn: AsyncConnection[Any]) -> None:
     "failure",
     [
         pytest.param({"configure": fails_to_configure}, id="configure fails"),
+        pytest.param({"configure": FailsLater()}, id="configure fails later"),
         pytest.param({"configure": hangs}, id="configure hangs"),
         pytest.param({"kwargs": {"port": 1}}, id="refused"),
         pytest.param({"kwargs": {"dbname": "missing"}}, id="no database"),
