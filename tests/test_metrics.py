@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from psycopg_pool import PoolTimeout
 
 from lghard import open_pool
 from lghard.metrics import PoolCollector
@@ -23,7 +25,33 @@ async def test_a_pool_in_prometheus_words(lghard_database):
     assert 'lghard_pool_max_connections{pool="checkpoints"} 3.0' in calm
     assert 'lghard_pool_borrows_total{pool="checkpoints"} 1.0' in calm
     assert 'lghard_pool_evictions_total{pool="checkpoints",reason="dead"} 1.0' in calm
-    assert "lghard_pool_longest_borrow_seconds" in calm
+
+
+async def test_everything_that_a_snapshot_counts(lghard_database):
+    """Each metric has the snapshot's number."""
+    async with open_pool(lghard_database, max_size=1) as pool:
+        async with pool.connection() as conn:
+            with pytest.raises(PoolTimeout):
+                await pool.getconn(timeout=0.05)
+            await conn.execute("SELECT pg_sleep(0.01)")
+        snapshot = pool.snapshot()
+        found = {
+            sample.name.removeprefix("lghard_pool_"): sample.value
+            for metric in PoolCollector(pool).collect()
+            for sample in metric.samples
+            if sample.labels == {"pool": pool.name}
+        }
+    assert found == {
+        "max_connections": 1,
+        "waiting": 0,
+        "longest_borrow_seconds": 0,
+        "borrows_total": 2,
+        "borrows_waited_total": 1,
+        "borrows_failed_total": 1,
+        "wait_seconds_total": snapshot.wait_time,
+        "usage_seconds_total": snapshot.usage_time,
+    }
+    assert min(snapshot.wait_time, snapshot.usage_time) > 0
 
 
 def test_without_prometheus_client():

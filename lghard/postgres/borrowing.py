@@ -102,8 +102,10 @@ class Borrows:
             self._all_back.set()
 
     def longest(self) -> float:
-        """Seconds since the oldest one; 0 if there is none."""
-        return monotonic() - min((b.since for b in self._out.values()), default=monotonic())
+        """Seconds since the oldest one; 0 if there is none. Any thread may ask."""
+        borrows = list(self._out.values())  # in one step: another thread may be adding one
+        now = monotonic()
+        return now - min((borrow.since for borrow in borrows), default=now)
 
     async def all_back(self, timeout: float) -> bool:
         """Wait until nothing is borrowed; False if something still is after `timeout` seconds."""

@@ -14,13 +14,16 @@ from psycopg_pool.abc import AsyncConnectFailedCB, AsyncConnectionCB
 from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
 
 from lghard.errors import LghardError
-from lghard.postgres.liveness import Connection, is_pooled
+from lghard.postgres.liveness import Connection, abort_after, is_pooled
 from lghard.postgres.pool import ManagedPool
 from lghard.postgres.settings import PoolSettings, parse_conninfo
 from lghard.postgres.sizing import compare_with_server
 from lghard.resilience import backoff, is_transient
 
 logger = logging.getLogger("lghard.postgres")
+
+# Seconds that a server has at the deadline to cancel a query; psycopg would give it five.
+_CANCEL_TIME = 0.1
 
 Pool: TypeAlias = ManagedPool[AsyncConnection[DictRow]]
 
@@ -128,7 +131,7 @@ def _build(settings: PoolSettings, arguments: dict[str, Any]) -> Pool:
             "indexes concurrently, which Postgres refuses inside a transaction; leave it out of "
             "kwargs, and use conn.transaction() where you want one"
         )
-    ours = {"autocommit": True, "row_factory": dict_row, **settings.connection_parameters()}
+    ours = {"autocommit": True, "row_factory": dict_row, **settings.connection_parameters(**given)}
     pool = ManagedPool[AsyncConnection[DictRow]](
         connection_class=Connection,
         conninfo=settings.conninfo.get_secret_value(),
@@ -150,11 +153,12 @@ async def _open(pool: Pool, settings: PoolSettings, *, compare: bool = True) -> 
     _check_event_loop(pool, settings)
     try:
         async with asyncio.timeout(settings.open_timeout), await _connect(pool, settings) as conn:
-            await _adapt(pool, settings, conn)
-            pool._configure = configure = _configuring(pool, settings)
-            await configure(conn)
-            if compare and not pool.pooler:
-                await compare_with_server(conn, settings, timeout=(deadline - monotonic()) / 2)
+            with abort_after(conn, deadline - monotonic() + _CANCEL_TIME):
+                await _adapt(pool, settings, conn)
+                pool._configure = configure = _configuring(pool, settings)
+                await configure(conn)
+                if compare and not pool.pooler:
+                    await compare_with_server(conn, settings, timeout=(deadline - monotonic()) / 2)
         await pool.open(wait=True, timeout=deadline - monotonic())
     except (psycopg.Error, TimeoutError, UnicodeError) as error:
         raise _open_error(pool, settings, pool._reconnects.error or error) from error

@@ -57,8 +57,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
       at 1 s and doubles without a bound. An attempt that fails like the one before is not logged.
     - After `reconnect_timeout`, `reconnect_failed` is called as upstream, but the pool goes on
       trying to have `min_size` connections; upstream leaves it empty.
-    - A connection that reports a read-only server (SQLSTATE 25006) is not used again, nor are the
-      idle ones beside it.
+    - A connection that reports a read-only server (SQLSTATE 25006) in the block of `connection()`
+      is not used again, nor are the idle ones beside it.
     - A cancellation is honoured on Python 3.11 too, and who has stopped waiting no longer counts
       as waiting: borrowers wait on a future, not on upstream's condition under `wait_for`.
     - A connection that a cancelled `pipeline()` has left in pipeline mode is not used again.
@@ -295,7 +295,11 @@ class ManagedPool(AsyncConnectionPool[ACT]):
 
     def _advice(self, obstacle: Exception | None) -> str:
         if obstacle:
-            return f"lghard: the pool {self.name!r} cannot connect: see the cause above"
+            return (
+                f"lghard: the pool {self.name!r} cannot connect: see the cause above; of "
+                f"max_size={self.max_size} connections it has {len(self._pool)} idle and "
+                f"{len(self._borrows)} in use, and {len(self._waiting)} more borrowers wait"
+            )
         return (
             f"lghard: all {self._nconns} connections of the pool {self.name!r} are in use, the "
             f"oldest for {self._borrows.longest():.1f} s, and {len(self._waiting)} more borrowers "
@@ -544,6 +548,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         except psycopg.Error as error:
             words = [str(error).strip(), *getattr(error, "__notes__", [])]
             words += [str(error.__cause__).strip()] if error.__cause__ else []
+            if monotonic() - began >= timeout and not isinstance(error, PoolTimeout):
+                words.insert(0, f"no answer within {timeout} s")
             return PoolHealth(False, tuple(words), None, None, None, None, self.snapshot())
         read_only, version, pid_of_server, pid_of_handshake = answer
         reasons = ["the server is read-only: a standby, or a primary that became one"]

@@ -58,7 +58,8 @@ def loops_from_environment(environ: Mapping[str, str] = os.environ) -> int:
 class PoolSettings(BaseSettings):
     """Sizes and deadlines of a pool; every field can be set as `LGHARD_POOL_<FIELD>`.
 
-    Durations are seconds. Sizes are connections of this process, not of the deployment.
+    Durations are seconds. Sizes are connections of this process, not of the deployment. All fields
+    are in docs/how-to/pool.md.
 
     Example:
         >>> async with open_pool(settings=PoolSettings(max_size=4)) as pool: ...
@@ -120,14 +121,14 @@ class PoolSettings(BaseSettings):
         description='whether a transaction pooler stands between; "auto" finds out at opening',
     )
 
-    def connection_parameters(self) -> dict[str, str | int]:
+    def connection_parameters(self, **kwargs: object) -> dict[str, str | int]:
         """Connection parameters that make a dead peer noticed and a live one nameable.
 
         Sources: `keepalives*`, `tcp_user_timeout` and `target_session_attrs` in the libpq manual,
         section "Parameter Key Words". A vanished peer is noticed after 30 + 3 · 10 s of silence, or
         30 s after data that nobody acknowledged (milliseconds in `tcp_user_timeout`); Linux
         defaults are two hours and fifteen minutes. Of several hosts, the one that takes writes is
-        meant. What the conninfo or libpq's environment (`PGAPPNAME`, …) says is kept.
+        meant. What the conninfo, `kwargs` or libpq's environment (`PGAPPNAME`, …) say is kept.
         """
         ours: dict[str, str | int] = {
             "application_name": application_name(),
@@ -138,8 +139,9 @@ class PoolSettings(BaseSettings):
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
         }
-        given = {**libpq_environment(), **parse_conninfo(self.conninfo.get_secret_value())}
-        if "," in given.get("hostaddr", given.get("host", "")):
+        conninfo = parse_conninfo(self.conninfo.get_secret_value())
+        given: dict[str, object] = {**libpq_environment(), **conninfo, **kwargs}
+        if "," in str(given.get("hostaddr", given.get("host"))):
             ours["target_session_attrs"] = "read-write"
         return {name: value for name, value in ours.items() if name not in given}
 

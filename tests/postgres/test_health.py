@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from psycopg_pool import AsyncConnectionPool
 
 from lghard import open_pool
+from lghard.postgres.borrowing import Borrows
 from tests.postgres.checkpoints import eventually, query
 
 
@@ -76,10 +77,34 @@ async def test_health_of_a_dead_server(lghard_own_postgres):
 
 
 async def test_health_of_an_exhausted_pool(lghard_database):
-    """It says which number to raise."""
-    async with open_pool(lghard_database, max_size=1) as pool, pool.connection():
+    """It says which number to raise, as soon as its own time is over."""
+    async with open_pool(lghard_database, max_size=1, timeout=600) as pool, pool.connection():
         health = await pool.health(timeout=0.1)
     assert any("raise max_size" in reason for reason in health.reasons)
+
+
+async def test_health_of_a_frozen_server(lghard_postgres, lghard_database):
+    """It answers within its own time; upstream's query still waits."""
+    async with upstream_pool(lghard_database) as upstream, open_pool(lghard_database) as pool:
+        (ours,), (theirs,) = pool._pool, upstream._pool
+        pids = [conn.info.backend_pid for conn in (ours, theirs)]
+        for pid in pids:
+            lghard_postgres.freeze_backend(pid)
+        try:
+            asked = asyncio.create_task(ask(upstream))
+            health = await pool.health(timeout=0.2)
+            assert not asked.done()
+        finally:
+            for pid in pids:
+                lghard_postgres.thaw_backend(pid)
+        await asked
+    assert (False, None) == (health.ok, health.round_trip)
+    assert "no answer within 0.2 s" == health.reasons[0]
+
+
+async def ask(pool):
+    async with pool.connection() as conn:
+        await conn.execute("SELECT 1")
 
 
 async def test_health_of_a_standby(lghard_own_postgres):
@@ -108,6 +133,30 @@ async def test_snapshot_of_a_busy_pool(lghard_database):
         busy.longest_borrow > 0,
     )
     assert (0, 1, 0, 2) == (calm.borrowed, calm.idle, calm.waiting, calm.requests)
+
+
+async def test_snapshot_of_an_idle_pool(lghard_database):
+    """Nothing is out, and so not even for less than no time."""
+    async with open_pool(lghard_database) as pool:
+        assert 0 == pool.snapshot().longest_borrow
+
+
+def test_a_snapshot_is_read_in_another_thread():
+    """Prometheus serves in one of its own, while the pool lends in its loop."""
+    borrows = Borrows()
+
+    class Since(float):
+        """Somebody borrows in the middle of the comparison."""
+
+        def __lt__(self, other):
+            borrows.begin(object(), with_stack=False)
+            return super().__lt__(other)
+
+    for _ in range(3):
+        borrows.begin(object(), with_stack=False)
+    for borrow in borrows._out.values():
+        borrow.since = Since(borrow.since)
+    assert borrows.longest() > 0
 
 
 async def test_snapshot_counts_how_long(lghard_database):

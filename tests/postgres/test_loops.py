@@ -65,6 +65,18 @@ async def test_another_event_loop_is_told_apart(lghard_database):
         assert await borrow(pool)
 
 
+@pytest.mark.parametrize("end", ["putconn", "close", "health"])
+async def test_another_event_loop_can_end_nothing(lghard_database, end):
+    """Neither a borrow nor the pool; and the owner can still do it."""
+    async with open_pool(lghard_database) as pool:
+        conn = await pool.getconn()
+        calls = {"putconn": lambda: pool.putconn(conn), "close": pool.close, "health": pool.health}
+        with another_loop() as start, pytest.raises(ForeignLoopError):
+            start(calls[end]()).result(20)
+        assert (1, False) == (pool.snapshot().borrowed, pool.closed)
+        await pool.putconn(conn)
+
+
 def test_a_checkpointer_can_be_named_where_no_loop_runs(lghard_database):
     """In a module that a server imports, where upstream's cannot be made."""
     pool = AsyncConnectionPool(lghard_database, open=False)

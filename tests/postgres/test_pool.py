@@ -502,6 +502,7 @@ async def test_timeout_has_the_connection_error_as_its_cause(
     assert silent.value.__cause__ is None
     assert "Connection refused" in str(telling.value.__cause__)
     assert "cannot connect" in telling.value.__notes__[0]
+    assert "of max_size=1 connections it has 0 idle and 0 in use" in telling.value.__notes__[0]
 
 
 async def test_timeout_of_an_exhausted_pool_says_so(conninfo: str) -> None:
@@ -862,6 +863,33 @@ async def test_silent_host_has_a_next_step(
     assert "firewall" in str(await refused(way, open_timeout=0.1, connect_timeout=600))
 
 
+async def test_server_that_stops_after_the_handshake(
+    breakable_postgres: TemporaryPostgres, until: Until, conninfo: str
+) -> None:
+    """A question to a frozen server ends at the deadline, too: psycopg waits for its answer."""
+    frozen: list[int] = []
+
+    async def freeze_and_ask(conn: AsyncConnection[Any]) -> None:
+        frozen.append(conn.info.backend_pid)
+        breakable_postgres.freeze_backend(conn.info.backend_pid)
+        await conn.execute("SELECT 1")
+
+    control = await AsyncConnection.connect(conninfo)
+    waiting = asyncio.create_task(freeze_and_ask(control))
+    await until(lambda: frozen)
+    waiting.cancel()
+    try:
+        error = await refused(conninfo, configure=freeze_and_ask)
+        assert not waiting.done()
+    finally:
+        for pid in frozen:
+            breakable_postgres.thaw_backend(pid)
+    assert "no answer within 0.3 s" in str(error)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await control.close()
+
+
 @pytest.fixture(scope="module")
 def small_postgres(breakable_postgres: TemporaryPostgres) -> Iterator[TemporaryPostgres]:
     """A server with six connections."""
@@ -960,6 +988,18 @@ async def fails_to_configure(conn: AsyncConnection[Any]) -> None:
     await conn.execute("SELECT * FROM nowhere")
 
 
+class FailsLater:
+    """A configure callback that fails on all but the first connection, which is not the pool's."""
+
+    def __init__(self) -> None:
+        self.conns: list[AsyncConnection[Any]] = []
+
+    async def __call__(self, conn: AsyncConnection[Any]) -> None:
+        self.conns.append(conn)  # as a callback may that has a registry, or a log
+        if len(self.conns) > 1:
+            await fails_to_configure(conn)
+
+
 async def hangs(conn: AsyncConnection[Any]) -> None:
     """A configure callback that waits for something that never comes."""
     await asyncio.Event().wait()
@@ -969,6 +1009,7 @@ async def hangs(conn: AsyncConnection[Any]) -> None:
     "failure",
     [
         pytest.param({"configure": fails_to_configure}, id="configure fails"),
+        pytest.param({"configure": FailsLater()}, id="configure fails later"),
         pytest.param({"configure": hangs}, id="configure hangs"),
         pytest.param({"kwargs": {"port": 1}}, id="refused"),
         pytest.param({"kwargs": {"dbname": "missing"}}, id="no database"),

@@ -298,9 +298,9 @@ async def test_upstream_closes_over_what_is_borrowed(lghard_database):
 
 
 async def test_closing_waits_for_what_is_borrowed(lghard_database):
-    """Newcomers are refused meanwhile; then everything is closed."""
-    pool = ManagedPool(lghard_database, min_size=1, open=False)
-    await pool.open()
+    """Newcomers are refused meanwhile, whatever is idle; then everything is closed."""
+    pool = ManagedPool(lghard_database, min_size=2, open=False)
+    await pool.open(wait=True)
     conn = await pool.getconn()
     closing = asyncio.create_task(pool.close(drain_timeout=60))
     await eventually(lambda: pool._draining)

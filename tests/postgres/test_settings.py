@@ -3,6 +3,7 @@
 import os
 import socket
 import traceback
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -140,6 +141,18 @@ def test_impossible_values_are_refused(field: str, value: int) -> None:
     assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
+@pytest.mark.parametrize("name", PoolSettings.model_fields)
+def test_each_field_is_documented(name: str) -> None:
+    """With its variable and its default."""
+    page = (Path(__file__).parents[2] / "docs/how-to/pool.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    _, _, variable, default, _, _ = map(str.strip, row.split("|"))
+    assert f"`LGHARD_POOL_{name.upper()}`" == variable
+    expected = PoolSettings.model_fields[name].default
+    if isinstance(expected, float | int):
+        assert f"{expected:g}" == default
+
+
 def test_settings_are_frozen() -> None:
     """A pool's settings are a value, not a control panel."""
     settings = PoolSettings(conninfo=CONNINFO)
@@ -173,6 +186,28 @@ def test_connection_parameters_of_the_conninfo_are_kept() -> None:
     conninfo = f"{CONNINFO}?application_name=mine&keepalives_idle=7"
     parameters = PoolSettings(conninfo=conninfo).connection_parameters()
     assert parameters.keys().isdisjoint({"application_name", "keepalives_idle"})
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "kwargs"),
+    [
+        ("postgresql://db1,db2/app", {}),
+        ("host=db port=5432,5433 hostaddr=10.0.0.1,10.0.0.2", {}),
+        ("dbname=app", {"host": "db1,db2"}),
+    ],
+)
+def test_of_several_hosts_the_one_that_takes_writes_is_meant(
+    conninfo: str, kwargs: dict[str, str]
+) -> None:
+    """However they are given."""
+    parameters = PoolSettings(conninfo=conninfo).connection_parameters(**kwargs)
+    assert "read-write" == parameters["target_session_attrs"]
+
+
+def test_of_several_hosts_another_one_can_be_meant() -> None:
+    """Who asks for a standby gets one, and hears from health() that it takes no writes."""
+    conninfo = "postgresql://db1,db2/app?target_session_attrs=standby"
+    assert "target_session_attrs" not in PoolSettings(conninfo=conninfo).connection_parameters()
 
 
 BROKEN = [
