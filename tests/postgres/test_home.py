@@ -401,12 +401,13 @@ async def test_a_thread_that_cannot_start_changes_nothing(
 
 
 async def test_the_database_is_away_when_a_second_loop_comes(
-    proxy: FaultProxy, breakable_postgres: TemporaryPostgres
+    proxy: FaultProxy, breakable_postgres: TemporaryPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits is served when it is back, though it was away for longer than an opening may take.
 
     On a server with isolated loops, that is the first run.
     """
+    monkeypatch.setattr(home_module, "_MARGIN", 0.0)
     conninfo = proxy.conninfo(breakable_postgres.create_database())
     loops = [Loop(conninfo, open_timeout=1), Loop(conninfo, open_timeout=1)]
     with closing(loops):
