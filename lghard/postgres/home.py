@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lghard.postgres.io_thread import IOThread, run_in
 from lghard.postgres.opening import PoolOpenError, PoolOverrides
+from lghard.postgres.retries import Outage
 from lghard.postgres.shared import Call, Request, Share, _registry
 from lghard.resilience import backoff
 
@@ -42,7 +43,13 @@ _MARGIN = 0.5
 
 
 class Place(Protocol):
-    """Where a saver's connections are."""
+    """Where a saver's connections are.
+
+    Attributes:
+        outage: what all savers of this place go through together.
+    """
+
+    outage: Outage
 
     @property
     def pool(self) -> AnyPool:
@@ -63,6 +70,7 @@ class Here:
 
     def __init__(self, pool: AnyPool) -> None:
         self.pool = pool
+        self.outage = Outage()
 
     async def run(
         self,
@@ -85,6 +93,7 @@ class Home:
 
     def __init__(self, call: Call, asked: Request) -> None:
         self.asked = asked
+        self.outage = Outage()
         self.guests: Counter[asyncio.AbstractEventLoop] = Counter()
         self._call = call
         self._share: Share | None = None

@@ -108,7 +108,6 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         self.deadline = deadline
         self.attempt_timeout = attempt_timeout
         self.fence = fence
-        self._outage = Outage()
         self._serialize = Serializing()
 
     @property
@@ -119,6 +118,10 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
     @conn.setter
     def conn(self, pool: AsyncConnectionPool[Connection]) -> None:
         self._place = Here(pool)
+
+    @property
+    def _outage(self) -> Outage:
+        return self._place.outage
 
     @override
     @classmethod

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -401,12 +402,13 @@ async def test_a_thread_that_cannot_start_changes_nothing(
 
 
 async def test_the_database_is_away_when_a_second_loop_comes(
-    proxy: FaultProxy, breakable_postgres: TemporaryPostgres
+    proxy: FaultProxy, breakable_postgres: TemporaryPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits is served when it is back, though it was away for longer than an opening may take.
 
     On a server with isolated loops, that is the first run.
     """
+    monkeypatch.setattr(home_module, "_MARGIN", 0.0)
     conninfo = proxy.conninfo(breakable_postgres.create_database())
     loops = [Loop(conninfo, open_timeout=1), Loop(conninfo, open_timeout=1)]
     with closing(loops):
@@ -542,6 +544,23 @@ async def test_a_write_that_moves_remembers_what_it_has_lost(
         found = await loops[1].submit(loops[1].saver.aget_tuple(config_of("t")))
     assert "outcome of aput is unknown" in "".join(caught.value.__notes__)
     assert {"text": stands} == found.checkpoint["channel_values"]
+
+
+async def test_one_outage_is_two_lines_for_all_loops(
+    conninfo: str, shaky: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its retry budget is one, too: more loops are not more load on a server that comes back."""
+    caplog.set_level(logging.INFO, "lghard.postgres")
+    async with entered(BUDGET, shaky.conninfo(conninfo), min_size=BUDGET) as loops:
+        shaky.hold_requests(containing=b"checkpoint_ns")
+        reading = [loop.submit(loop.saver.aget_tuple(config_of("t"))) for loop in loops]
+        await eventually(lambda: shaky.held == BUDGET)
+        shaky.reset()
+        shaky.release()
+        await asyncio.gather(*reading)
+    assert ["WARNING", "INFO"] == [
+        record.levelname for record in caplog.records if "the database" in record.message
+    ]
 
 
 async def test_a_failed_opening_is_not_reported_again(
