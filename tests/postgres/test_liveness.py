@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import ConnStatus
 from psycopg_pool import AsyncConnectionPool
 
-from lghard.postgres.liveness import Pulse, abort, abort_after, look, ping
+from lghard.postgres.liveness import Connection, Pulse, abort, abort_after, look, ping
 from lghard.testing import FaultProxy, TemporaryPostgres
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
@@ -288,6 +288,25 @@ async def test_ping_cancelled_at_any_step(connect: Connect, conninfo: str, steps
     await asyncio.wait({pinging})
     assert pinging.cancelled() is cancelled
     assert conn.closed or await answers(conn)
+
+
+async def test_cancelled_query_through_a_blackhole(
+    proxy: FaultProxy, until: Until, conninfo: str
+) -> None:
+    """It ends soon, while psycopg's own connection still asks the server to cancel it."""
+    way = proxy.conninfo(conninfo)
+    ours, theirs = await Connection.connect(way), await AsyncConnection.connect(way)
+    proxy.blackhole()
+    asked, waiting = (asyncio.create_task(conn.execute("SELECT 1")) for conn in (ours, theirs))
+    for conn in (ours, theirs):
+        await until(lambda conn=conn: conn.info.transaction_status.name == "ACTIVE")
+    asked.cancel()
+    waiting.cancel()
+    await asyncio.wait({asked}, timeout=4)  # psycopg waits for five seconds, and five more
+    assert (asked.cancelled(), ours.closed, waiting.done()) == (True, True, False)
+    proxy.restore(lose=True)
+    await asyncio.wait({waiting})
+    await theirs.close()
 
 
 async def test_abort_after_wakes_a_hanging_statement(connect: Connect, conninfo: str) -> None:

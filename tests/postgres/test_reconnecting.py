@@ -191,6 +191,17 @@ async def test_a_server_that_refuses_is_not_pressed(clock, error, waited_for):
     assert max(seconds) <= 5.0
 
 
+async def test_when_one_attempt_succeeds_all_others_follow():
+    """At once: who had to wait for the server need not wait for a back-off as well."""
+    tried = []
+    reconnects = Reconnects(tried.append, lambda: False)
+    for missing in range(3):
+        reconnects.postpone(missing)
+    reconnects.succeeded()
+    await reconnects.close()
+    assert [0, 1, 2] == tried
+
+
 @pytest.mark.parametrize("pool_class", [AsyncConnectionPool, ManagedPool])
 async def test_idle_connections_are_replaced_at_max_lifetime(lghard_database, pool_class):
     """Upstream serves them, however old, until they come back from somebody."""
