@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from langgraph.checkpoint.postgres import PostgresSaver
@@ -108,7 +109,7 @@ def prepared(deployment: Deployment) -> list[str]:
 
     async def prepare() -> list[str]:
         async with get_client(url=deployment.server.url) as client:
-            threads = [(await client.threads.create())["thread_id"] for _ in range(9)]
+            threads = [(await client.threads.create())["thread_id"] for _ in range(10)]
             await asyncio.gather(*(client.runs.wait(t, "graph", input=HELLO) for t in threads))
         return threads
 
@@ -271,6 +272,17 @@ async def test_a_run_that_is_rolled_back_was_never_there(
     assert [8, 7, 6, 5, 4, *STEPS] == await steps(client, used)
 
 
+async def test_upstream_rolls_nothing_back(upstream: Deployment, gate: Gate) -> None:
+    """Control: the server fails, since that checkpointer cannot."""
+    async with get_client(url=upstream.server.url) as client:
+        thread = (await client.threads.create())["thread_id"]
+        await client.runs.create(thread, "graph", input=gate.input)
+        await gate.reached()
+        with pytest.raises(httpx.HTTPStatusError, match="500 Internal Server Error"):
+            await client.runs.wait(thread, "graph", input=HELLO, multitask_strategy="rollback")
+    await eventually(lambda: "adelete_for_runs is not implemented" in upstream.server.log())
+
+
 async def test_runs_cancelled_while_they_write_leak_no_connection(
     deployment: Deployment, client: LangGraphClient, tmp_path: Path
 ) -> None:
@@ -323,22 +335,29 @@ async def test_upstream_has_a_pool_for_each_loop(upstream: Deployment) -> None:
     assert 5 * BUDGET < len(upstream.backends())
 
 
-async def through_an_outage(deployment: Deployment, gate: Gate) -> list[Any]:
-    """Ten runs that work on while the database is away, until the server's log says that it is."""
+@asynccontextmanager
+async def outage(deployment: Deployment) -> AsyncIterator[None]:
+    """The database is away until the block has ended, and until the server's log says so."""
     log = deployment.server.log
+    before = len(log())
+    await asyncio.to_thread(deployment.postgres.stop)
+    try:
+        yield
+        await eventually(lambda: "error connecting" in log()[before:])
+    finally:
+        await asyncio.to_thread(deployment.postgres.start)
+
+
+async def through_an_outage(deployment: Deployment, gate: Gate) -> list[Any]:
+    """What becomes of ten runs that work on while the database is away."""
     async with get_client(url=deployment.server.url) as client:
         threads = [(await client.threads.create())["thread_id"] for _ in range(10)]
         running = asyncio.gather(
             *(client.runs.wait(t, "graph", input=gate.input, raise_error=False) for t in threads)
         )
         await gate.reached()
-        before = len(log())
-        await asyncio.to_thread(deployment.postgres.stop)
-        try:
+        async with outage(deployment):
             gate.open()
-            await eventually(lambda: "error connecting" in log()[before:])
-        finally:
-            await asyncio.to_thread(deployment.postgres.start)
         return await running
 
 
@@ -346,6 +365,15 @@ async def test_a_restart_of_the_database_fails_no_run(deployment: Deployment, ga
     """All of them finish, as if nothing had been."""
     states = await through_an_outage(deployment, gate)
     assert [ANSWER] * 10 == [state.get("said") for state in states]
+
+
+async def test_a_request_waits_for_the_database(
+    deployment: Deployment, client: LangGraphClient, used: str
+) -> None:
+    """It is answered as soon as the database is back."""
+    async with outage(deployment):
+        asking = asyncio.create_task(said(client, used))
+    assert ANSWER == await asking
 
 
 async def test_upstream_loses_runs_to_a_restart(upstream: Deployment, gate: Gate) -> None:
