@@ -388,7 +388,10 @@ async def test_nothing_is_left_of_a_server_that_is_shut_down(
     """Not even of a run that it was working on. The last test, since it ends the server."""
     await client.runs.create(thread, "graph", input=gate.input)
     await gate.reached()
-    await asyncio.to_thread(deployment.server.stop)
+    stopping = asyncio.create_task(asyncio.to_thread(deployment.server.stop))
+    await eventually(lambda: "Shutting down background workers" in deployment.server.log())
+    gate.open()  # a run in another loop has five seconds to finish
+    await stopping
     await eventually(lambda: not deployment.backends())
     for complaint in ("was destroyed", "never awaited", "never retrieved", "BlockingError"):
         assert complaint not in deployment.server.log()
