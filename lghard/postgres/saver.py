@@ -423,7 +423,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
                 return
             async with conn.transaction(), conn.cursor() as cur:
                 for statement in statements:
-                    await cur.execute(*statement)
+                    await cur.execute(statement.query, statement.params)
 
     async def _run(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         if current_operation():  # one operation calls another: the outer one repeats both
