@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         close_shared_pools,
         open_checkpointer,
         open_pool,
+        open_store,
         plan_pool,
         shared_pool,
     )
@@ -35,6 +36,7 @@ __all__ = [
     "close_shared_pools",
     "open_checkpointer",
     "open_pool",
+    "open_store",
     "plan_pool",
     "shared_pool",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "close_shared_pools": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",
+    "open_store": "lghard.postgres",
     "plan_pool": "lghard.postgres",
     "shared_pool": "lghard.postgres",
 }

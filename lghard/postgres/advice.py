@@ -4,8 +4,8 @@ import psycopg
 
 _NOTES: dict[type[psycopg.Error], str] = {
     psycopg.errors.UndefinedTable: (
-        "lghard: LangGraph's tables are not there: call setup() once, or open_checkpointer() "
-        "without setup=False; if they are in another schema, name it in the conninfo: "
+        "lghard: LangGraph's tables are not there: call setup() once, or open the checkpointer "
+        "or store without setup=False; if they are in another schema, name it in the conninfo: "
         "options=-csearch_path=..."
     ),
     psycopg.errors.LockNotAvailable: (

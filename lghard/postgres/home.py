@@ -1,4 +1,4 @@
-"""Where the connections of a checkpointer live, when several event loops use it."""
+"""Where the connections of checkpointers and stores live, when several event loops use them."""
 
 import asyncio
 import concurrent.futures
@@ -84,7 +84,7 @@ class Here:
 
 
 class Home:
-    """The connections of one database, for the checkpointers of all event loops of this process.
+    """The connections of one database, for all event loops of this process.
 
     They live in the event loop that uses them, as long as it is the only one: nothing is faster.
     When a second loop comes they move, for good, to a thread of their own, where no other loop's
@@ -155,14 +155,14 @@ class Home:
         return self._share is None or self._share.is_over() or self._share.ended.done()
 
     def is_of_use(self) -> bool:
-        """Whether another checkpointer may live here."""
+        """Whether another checkpointer or store may live here."""
         if not self._where.done():
             return True
         found = self._where.result()
         return isinstance(found, Share) and not found.is_closed()
 
     def welcome(self, loop: asyncio.AbstractEventLoop) -> None:
-        """One more checkpointer of `loop`, which is running, lives here now."""
+        """One more guest of `loop`, which is running, lives here now."""
         if self._share is None:
             self._share = Share(self._call, self.asked, settings=self.asked.settings)
             _registry.keep(self._share, compare=True)
@@ -181,7 +181,7 @@ class Home:
     def leave_behind(self) -> None:
         """In a forked child: nothing of this is ours."""
         self._refuse(
-            "this checkpointer was opened before the process was forked, and its connections are "
+            "this pool was opened before the process was forked, and its connections are "
             "the parent's: open one in the child"
         )
 
@@ -191,7 +191,7 @@ class Home:
 
     def finish(self) -> None:
         """End what is left when all loops that lived here have been closed."""
-        self._refuse("all event loops that used this checkpointer have been closed")
+        self._refuse("all event loops that used this pool have been closed")
         if self._thread:
             self._thread.stop()
         if self._share and self._share.is_over():
@@ -236,7 +236,7 @@ class Home:
 
     async def close(self) -> None:
         """Close the pool, wherever it is."""
-        self._refuse("the checkpointer is closed")
+        self._refuse("the pool is closed")
         if self._move:
             self._move.cancel()
         try:
@@ -259,7 +259,7 @@ def _pass_on(share: Share, where: Where, ready: "asyncio.Future[object]") -> Non
 
 
 def _say_if_it_failed(where: Where, move: concurrent.futures.Future[None]) -> None:
-    closed = PoolClosed("the checkpointer was closed while its connections moved")
+    closed = PoolClosed("the pool was closed while its connections moved")
     _settle(where, (not move.cancelled() and move.exception()) or closed)
 
 
@@ -391,7 +391,7 @@ class Stay(AbstractAsyncContextManager[Home]):
             # The opening itself ends first, and knows why it failed.
             await self._home.run(_nothing, timeout=lambda: timeout + _MARGIN, patience=timeout)
         except PoolTimeout as error:
-            raise PoolOpenError(f"cannot open a checkpointer: {error}") from error.__cause__
+            raise PoolOpenError(f"cannot open a pool: {error}") from error.__cause__
 
     @override
     async def __aexit__(self, *_: object) -> None:

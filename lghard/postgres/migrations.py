@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -14,13 +14,33 @@ from psycopg.rows import DictRow, dict_row
 from lghard.errors import SchemaSetupError
 from lghard.postgres.liveness import Connection, abort_after, is_pooled
 
-_TABLES = "checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes"
+
+class Schema(NamedTuple):
+    """Tables of LangGraph's, and the statements that made them what they are.
+
+    Attributes:
+        versions: the table that says which statements have been executed.
+        tables: those that they create.
+        migrations: the statement of each version.
+        further: tables of our own by name, and how to create each.
+    """
+
+    versions: str
+    tables: Sequence[str]
+    migrations: Mapping[int, str]
+    further: Mapping[str, str]
+
+
+def checkpoints(migrations: Sequence[str], further: Mapping[str, str]) -> Schema:
+    """The tables of a checkpointer."""
+    tables = "checkpoints", "checkpoint_blobs", "checkpoint_writes"
+    return Schema("checkpoint_migrations", tables, dict(enumerate(migrations)), further)
+
 
 # Only where they would be created: what other schemas of the search_path have is not ours.
 _EXISTS = """
 SELECT to_regclass(quote_ident(current_schema()) || '.' || quote_ident(%s)) IS NOT NULL AS answer
 """
-_VERSION = "SELECT max(v) AS version FROM checkpoint_migrations"
 
 # Left behind by a CREATE INDEX CONCURRENTLY that was cancelled. Only LangGraph's own indexes are
 # ours to mend, and not while somebody is building them.
@@ -31,7 +51,7 @@ JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
 WHERE NOT i.indisvalid
 AND t.relnamespace = to_regnamespace(quote_ident(current_schema()))
-AND t.relname IN ('checkpoints', 'checkpoint_blobs', 'checkpoint_writes')
+AND t.relname = ANY(%s)
 AND NOT EXISTS (
     SELECT FROM pg_catalog.pg_stat_progress_create_index AS p WHERE p.index_relid = i.indexrelid
 )
@@ -54,13 +74,9 @@ _GRACE = 1.0
 
 
 async def migrate(
-    conn: psycopg.AsyncConnection[DictRow],
-    migrations: Sequence[str],
-    tables: Mapping[str, str],
-    *,
-    patience: float,
+    conn: psycopg.AsyncConnection[DictRow], schema: Schema, *, patience: float
 ) -> None:
-    """Bring the tables up to the last of `migrations`; without any DDL if they are.
+    """Bring the tables up to their last migration; without any DDL if they are.
 
     `setup()` of the base class fails when two replicas call it at once, and takes an index for
     granted that a cancelled run has left behind INVALID. A lock that is waited for would be worse
@@ -68,8 +84,7 @@ async def migrate(
 
     Args:
         conn: a connection in autocommit mode.
-        migrations: the statements; the position of each is its version.
-        tables: further tables by name, and how to create each.
+        schema: the tables.
         patience: seconds to wait for another replica that is at it.
 
     Raises:
@@ -77,39 +92,43 @@ async def migrate(
     """
     async with conn.cursor(row_factory=dict_row) as cur:
         try:
-            if await _missing(cur, tables) or not await _is_current(cur, migrations):
+            if await _missing(cur, schema.further) or not await _is_current(cur, schema):
                 async with _alone(cur, patience):
-                    await _rebuild_invalid_indexes(cur, migrations)
-                    await _run_missing(cur, migrations)
-                    for table in await _missing(cur, tables):
-                        await cur.execute(tables[table].encode())
+                    await _rebuild_invalid_indexes(cur, schema)
+                    await _run_missing(cur, schema)
+                    for table in await _missing(cur, schema.further):
+                        await cur.execute(schema.further[table].encode())
         except asyncio.CancelledError:
             conn.pgconn.finish()  # whose session may still have the lock, or no timeouts
             raise
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidSchemaName) as error:
-            raise await _refusal(cur, (*_TABLES, *tables), error) from error
+            tables = schema.versions, *schema.tables, *schema.further
+            raise await _refusal(cur, tables, error) from error
 
 
 Cursor = psycopg.AsyncCursor[DictRow]
 
 
-async def _is_current(cur: Cursor, migrations: Sequence[str]) -> bool:
-    if await _missing(cur, ["checkpoint_migrations"]):
+async def _is_current(cur: Cursor, schema: Schema) -> bool:
+    if await _missing(cur, [schema.versions]):
         return False
-    version = await _version(cur)
-    return version >= len(migrations) - 1 and not await _invalid_indexes(cur, migrations)
+    version = await _version(cur, schema)
+    return version >= max(schema.migrations) and not await _invalid_indexes(cur, schema)
 
 
-async def _version(cur: Cursor) -> int:
-    await cur.execute(_VERSION)
-    row = await cur.fetchone()
-    return -1 if row is None or row["version"] is None else int(row["version"])
+async def _version(cur: Cursor, schema: Schema) -> int:
+    version = await _answer(cur, f"SELECT max(v) AS answer FROM {schema.versions}")  # noqa: S608 - a constant
+    return -1 if version is None else int(version)
 
 
-async def _invalid_indexes(cur: Cursor, migrations: Sequence[str]) -> list[str]:
-    await cur.execute(_INVALID_INDEXES)
+async def _invalid_indexes(cur: Cursor, schema: Schema) -> list[str]:
+    await cur.execute(_INVALID_INDEXES, [[*schema.tables]])
     names = [row["name"] for row in await cur.fetchall()]
-    return [name for name in names if any(f" {name} " in migration for migration in migrations)]
+    return [name for name in names if _creating(schema, name)]
+
+
+def _creating(schema: Schema, index: str) -> list[str]:
+    return [each for each in schema.migrations.values() if f" {index} " in each]
 
 
 @asynccontextmanager
@@ -248,19 +267,20 @@ async def _answer(cur: Cursor, query: str, *params: Any) -> Any:
     return row["answer"] if row else None
 
 
-async def _rebuild_invalid_indexes(cur: Cursor, migrations: Sequence[str]) -> None:
-    for name in await _invalid_indexes(cur, migrations):
+async def _rebuild_invalid_indexes(cur: Cursor, schema: Schema) -> None:
+    for name in await _invalid_indexes(cur, schema):
         await cur.execute(
             sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(name))
         )
-        for migration in migrations:
-            if f" {name} " in migration:
-                await cur.execute(migration)
+        for statement in _creating(schema, name):
+            await cur.execute(statement)
 
 
-async def _run_missing(cur: Cursor, migrations: Sequence[str]) -> None:
+async def _run_missing(cur: Cursor, schema: Schema) -> None:
     """As the base class."""
-    await cur.execute(migrations[0])
-    for version in range(await _version(cur) + 1, len(migrations)):
-        await cur.execute(migrations[version])
-        await cur.execute("INSERT INTO checkpoint_migrations (v) VALUES (%s)", (version,))
+    await cur.execute(f"CREATE TABLE IF NOT EXISTS {schema.versions} (v INTEGER PRIMARY KEY)")
+    reached = await _version(cur, schema)
+    for version, statement in schema.migrations.items():
+        if version > reached:
+            await cur.execute(statement)
+            await cur.execute(f"INSERT INTO {schema.versions} (v) VALUES (%s)", (version,))  # noqa: S608 - a constant

@@ -48,12 +48,25 @@ RULES = {
     # It overwrites nothing, but a late copy would bring back what was deleted in the meantime.
     "acopy_thread": Repeat.ONCE_GONE,
     "setup": Repeat.ONCE_GONE,
+    # Of a store. A read may prolong an item's life (refresh_ttl), and store.py sees to it that a
+    # late one does not shorten it.
+    "store read": Repeat.FREELY,
+    # It overwrites or deletes what other runs may have written since. Who puts at the same time as
+    # others must expect either value to stand, and "the same time" lasts until the put returns; but
+    # no first attempt comes after that.
+    "store put": Repeat.ONCE_GONE,
+    # It deletes only what has expired, whenever it comes.
+    "store sweep": Repeat.FREELY,
+    "store setup": Repeat.ONCE_GONE,
 }
 
 
 # How long these take depends on how much there is. Their deadline counts from the first failure,
 # and bounds what comes after it.
-LONG = frozenset({"setup", "aprune", "adelete_thread", "adelete_for_runs", "acopy_thread"})
+LONG = frozenset(
+    {"setup", "aprune", "adelete_thread", "adelete_for_runs", "acopy_thread"}
+    | {"store setup", "store sweep"}
+)
 _LONG_ATTEMPT = 3600.0  # seconds
 
 
@@ -189,7 +202,7 @@ class Operation:
         if isinstance(error, StillAtWork | PoolerInBetween) and self._loss:
             error = self._loss
         elif self._may_repeat(error):
-            tried += "; for a longer outage raise the saver's deadline"
+            tried += "; for a longer outage raise the deadline"
         error.add_note(tried)
         return error
 
@@ -200,7 +213,7 @@ class Operation:
             error.add_note(
                 f"lghard: the outcome of {self.name} is unknown: a connection was lost under it, "
                 f"and its backend ({pids}) may have committed, or may yet. It is not repeated any "
-                f"more: {self.rule.value}. Read the thread's state before you try again."
+                f"more: {self.rule.value}. Read what is stored before you try again."
             )
 
     @asynccontextmanager

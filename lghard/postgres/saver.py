@@ -33,7 +33,7 @@ from lghard.errors import ThreadDeletedError
 from lghard.postgres.advice import advise
 from lghard.postgres.fence import PRIMARY_KEY, TABLES, bury, refuse_deleted
 from lghard.postgres.home import Here, Place, Stay
-from lghard.postgres.migrations import migrate
+from lghard.postgres.migrations import checkpoints, migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
 from lghard.postgres.retries import Connection, Operation, Outage, current_operation
@@ -160,7 +160,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
     async def _migrate(self) -> None:
         async with self._connection() as conn:
             tables = {} if self.fence is None else TABLES
-            await migrate(conn, self.MIGRATIONS, tables, patience=self.deadline)
+            await migrate(conn, checkpoints(self.MIGRATIONS, tables), patience=self.deadline)
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -423,7 +423,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
                 return
             async with conn.transaction(), conn.cursor() as cur:
                 for statement in statements:
-                    await cur.execute(*statement)
+                    await cur.execute(statement.query, statement.params)
 
     async def _run(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         if current_operation():  # one operation calls another: the outer one repeats both

@@ -1,4 +1,4 @@
-"""The writes of one operation: sent as one message, committed as one transaction.
+"""The statements of one operation: sent as one message, committed as one transaction.
 
 psycopg's pipeline flushes every statement by itself and synchronizes twice. Here the statements of
 an operation leave in one `send`, behind one Sync, which also makes them one transaction
@@ -17,14 +17,20 @@ from psycopg._queries import PostgresQuery
 from psycopg.abc import PQGen
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGresult
+from psycopg.rows import DictRow
 
 
 class Statement(NamedTuple):
-    """A query with `%s` placeholders, and its parameters."""
+    """A query with `%s` placeholders, and its parameters.
+
+    `prepare` is for a text that comes again and again: whatever is prepared, stays so.
+    """
 
     query: str
     params: Sequence[Any]
+    prepare: bool = True
 
 
 class _Key(NamedTuple):
@@ -41,14 +47,31 @@ _prepared: WeakKeyDictionary[AsyncConnection[Any], dict[_Key, bytes]] = WeakKeyD
 _names = map(f"_lghard_{secrets.token_hex(6)}_{{}}".format, count())
 
 
-async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> None:
+async def fetch(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> list[list[DictRow]]:
+    """As `send`, and the rows of each statement."""
+    return [_rows(conn, result) for result in await send(conn, statements)]
+
+
+def _rows(conn: AsyncConnection[Any], result: PGresult) -> list[DictRow]:
+    transformer = Transformer(conn)
+    transformer.set_pgresult(result)
+    columns = [result.fname(at) or b"" for at in range(result.nfields)]
+    names = [column.decode(conn.info.encoding) for column in columns]
+    rows = transformer.load_rows(0, result.ntuples, tuple)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> list[PGresult]:
     """Execute `statements` on an idle connection, in one round trip and as one transaction.
+
+    Returns:
+        the result of each.
 
     Raises:
         psycopg.Error: of the first statement that failed; none of them has had any effect.
     """
     try:
-        await _send(conn, statements)
+        return await _send(conn, statements)
     except (
         psycopg.errors.InvalidSqlStatementName,
         psycopg.errors.DuplicatePreparedStatement,
@@ -56,21 +79,25 @@ async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> N
         # Somebody said DEALLOCATE ALL or DISCARD ALL, or a pooler gave us another session. Nothing
         # was executed: it can be sent again.
         _prepared.pop(conn, None)
-        await _send(conn, statements)
+        return await _send(conn, statements)
 
 
-async def _send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> None:
+async def _send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> list[PGresult]:
     queries = [_convert(conn, statement) for statement in statements]
     async with conn.lock:
         try:
             conn.pgconn.enter_pipeline_mode()
             batch: dict[_Key, bytes] = {}
-            commands = [command for query in queries for command in _queue(conn, query, batch)]
+            commands = [
+                command
+                for statement, query in zip(statements, queries, strict=True)
+                for command in _queue(conn, query, batch, prepare=statement.prepare)
+            ]
             conn.pgconn.pipeline_sync()
         except BaseException:
             conn.pgconn.finish()  # nobody may have it in the middle of a pipeline
             raise
-        await conn.wait(_complete(conn, commands))
+        return await conn.wait(_complete(conn, commands))
 
 
 def _convert(conn: AsyncConnection[Any], statement: Statement) -> PostgresQuery:
@@ -87,12 +114,15 @@ class _Command(NamedTuple):
 
 
 def _queue(
-    conn: AsyncConnection[Any], query: PostgresQuery, batch: dict[_Key, bytes]
+    conn: AsyncConnection[Any], query: PostgresQuery, batch: dict[_Key, bytes], *, prepare: bool
 ) -> Iterator[_Command]:
     """Put `query` into libpq's send buffer, behind its preparation if that is still to be done."""
     pgconn = conn.pgconn
-    if conn.prepare_threshold is None:  # a pooler would mix up what its clients prepare
-        pgconn.send_query_params(query.query, query.params, query.types, query.formats)
+    # A pooler would mix up what its clients prepare.
+    if not prepare or conn.prepare_threshold is None:
+        pgconn.send_query_params(
+            query.query, query.params, query.types, query.formats, Format.BINARY
+        )
         yield _Command()
         return
     key = _Key(query.query, query.types)
@@ -101,13 +131,14 @@ def _queue(
         name = batch[key] = next(_names).encode()
         pgconn.send_prepare(name, query.query, query.types)
         yield _Command(key, name)
-    pgconn.send_query_prepared(name, query.params, query.formats)
+    pgconn.send_query_prepared(name, query.params, query.formats, Format.BINARY)
     yield _Command()
 
 
-def _complete(conn: AsyncConnection[Any], commands: Sequence[_Command]) -> PQGen[None]:
+def _complete(conn: AsyncConnection[Any], commands: Sequence[_Command]) -> PQGen[list[PGresult]]:
     """Send what is buffered, and read the answers to `commands` and to the Sync behind them."""
     error: psycopg.Error | None = None
+    answers: list[PGresult] = []
     try:
         yield from generators.send(conn.pgconn)
         # Behind the answers to the commands, an error may still come from the commit itself.
@@ -118,6 +149,8 @@ def _complete(conn: AsyncConnection[Any], commands: Sequence[_Command]) -> PQGen
                     error = error or error_from_result(result, encoding=conn.info.encoding)
                 elif command.key and result.status == ExecStatus.COMMAND_OK:
                     _prepared[conn][command.key] = command.name
+                elif result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+                    answers.append(result)
             if any(result.status == ExecStatus.PIPELINE_SYNC for result in results):
                 break
         conn.pgconn.exit_pipeline_mode()
@@ -126,3 +159,4 @@ def _complete(conn: AsyncConnection[Any], commands: Sequence[_Command]) -> PQGen
         raise error or loss from None  # the server's last words say more than the silence after
     if error:
         raise error
+    return answers

@@ -159,6 +159,7 @@ def langgraph_server(
     directory: str | Path | None = None,
     env: Mapping[str, str] | None = None,
     checkpointer: str | None = None,
+    store: str | None = None,
     jobs: int = 10,
     allow_blocking: bool = False,
     timeout: float = 60.0,
@@ -177,6 +178,7 @@ def langgraph_server(
             tracing are switched off unless set here.
         checkpointer: Where its own checkpointer is: "./file.py:attribute" or
             "package.module.name" (with a dot).
+        store: Where its own store is, in the same way.
         jobs: How many runs it works on at the same time; 0 makes a server that accepts runs and
             never works on them. `langgraph dev` alone defaults to 1 in some versions.
         allow_blocking: Allow synchronous I/O in async nodes, which `langgraph dev` otherwise
@@ -206,6 +208,8 @@ def langgraph_server(
     config = _config({name: _located(spec, home) for name, spec in graphs.items()}, home)
     if checkpointer is not None:
         config["checkpointer"] = {"path": _located(checkpointer, home)}
+    if store is not None:
+        config["store"] = {"path": _located(store, home)}
     options = ("--n-jobs-per-worker", str(jobs), *["--allow-blocking"] * allow_blocking)
     with reaped_directory("lghard-langgraph-") as folder:
         server = LangGraphServer(

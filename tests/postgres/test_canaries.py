@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.store.base import GetOp, PutOp, SearchOp
+from langgraph.store.postgres import AsyncPostgresStore
+from langgraph.store.postgres.base import PLACEHOLDER
 from psycopg import AsyncConnection
 from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
@@ -17,6 +20,8 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.sched_async import AsyncScheduler
+
+from lghard.postgres.store import _PROLONG
 
 AUTOCOMMIT = {"autocommit": True}
 
@@ -40,6 +45,8 @@ class Leaning(NamedTuple):
 
 POOL = "psycopg_pool.pool_async:AsyncConnectionPool"
 SAVER = "langgraph.checkpoint.postgres.aio:AsyncPostgresSaver"
+STORE = "langgraph.store.postgres.aio:AsyncPostgresStore"
+STORE_BASE = "langgraph.store.postgres.base"
 
 LEANINGS = [
     Leaning("psycopg-pool", f"{POOL}.{name}", signature, f"pool.py, {where}", because)
@@ -269,6 +276,68 @@ LEANINGS += [
         "it executes what the functions above ask for",
     ),
 ]
+LEANINGS += [
+    Leaning(
+        "langgraph-checkpoint",
+        f"{STORE}._ensure_task",
+        "(self)",
+        "store.py, _ensure_task",
+        "it is overridden: there each operation announces that it is about to be queued",
+    ),
+    *(
+        Leaning("langgraph-checkpoint-postgres", name, signature, f"store.py, {where}", because)
+        for name, signature, where, because in [
+            (
+                f"{STORE}._cursor",
+                "(self, *, pipeline=False)",
+                "_cursor",
+                "it is overridden: the sweep of the base class goes through it",
+            ),
+            (
+                f"{STORE}._get_batch_GET_ops_queries",
+                "(self, get_ops)",
+                "_gets",
+                "it makes the statements that read items",
+            ),
+            (
+                f"{STORE}._prepare_batch_search_queries",
+                "(self, search_ops)",
+                "_searches",
+                "it makes the statements that search, and says what has to be embedded",
+            ),
+            (
+                f"{STORE}._get_batch_list_namespaces_queries",
+                "(self, list_ops)",
+                "_lists",
+                "it makes the statements that list namespaces",
+            ),
+            (
+                f"{STORE}._prepare_batch_PUT_queries",
+                "(self, put_ops)",
+                "_statements",
+                "it makes the statements that put and delete, and says what has to be embedded",
+            ),
+            (
+                f"{STORE_BASE}:_row_to_item",
+                "(namespace, row, *, loader=None)",
+                "_take_items",
+                "it makes an item of a row",
+            ),
+            (
+                f"{STORE_BASE}:_row_to_search_item",
+                "(namespace, row, *, loader=None)",
+                "_take_found",
+                "it makes an item of a row",
+            ),
+            (
+                f"{STORE_BASE}:_decode_ns_bytes",
+                "(namespace)",
+                "_take_found",
+                "it makes a namespace of its text",
+            ),
+        ]
+    ),
+]
 
 
 def resolve(name: str) -> Any:
@@ -484,3 +553,93 @@ def test_the_savers_statements_go_through_its_cursor(method: str) -> None:
         f"langgraph-checkpoint-postgres {version('langgraph-checkpoint-postgres')}: {method} "
         "does not go through self._cursor() alone any more: look at saver.py, _cursor"
     )
+
+
+@pytest.mark.parametrize("method", ["aget", "asearch", "aput", "adelete", "alist_namespaces"])
+def test_a_stores_operations_are_announced_and_queued(method: str) -> None:
+    """Overriding _ensure_task is enough to have them done otherwise than by upstream's task."""
+    source = inspect.getsource(getattr(AsyncPostgresStore, method))
+    announced = source.find("self._ensure_task()")
+    assert 0 < announced < source.find("self._aqueue.put_nowait("), (
+        f"langgraph-checkpoint {version('langgraph-checkpoint')}: {method} no longer announces and "
+        "queues its operation: look at store.py, _ensure_task, and at collecting.py"
+    )
+
+
+class Queued(AsyncPostgresStore):
+    """Upstream's store, but for the task."""
+
+    def _ensure_task(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def queued() -> Queued:
+    """A store whose operations stay in its queue."""
+    pool: AsyncConnectionPool[Any] = AsyncConnectionPool("", min_size=0, max_size=1, open=False)
+    return Queued(pool, index={"dims": 1, "embed": lambda texts: [[1.0] for _ in texts]})
+
+
+async def test_what_a_store_queues(queued: Queued) -> None:
+    """Who waits, and for what; and the store knows its loop."""
+    waiting = asyncio.create_task(queued.aget(("n",), "k"))
+    await asyncio.sleep(0)
+    future, op = queued._aqueue.get_nowait()
+    future.set_result(None)
+    assert (None, GetOp(("n",), "k")) == (await waiting, op)
+    assert asyncio.get_running_loop() is queued._loop
+
+
+@pytest.mark.parametrize(
+    ("attribute", "expected"),
+    [
+        ("_task", None),
+        ("_ttl_sweeper_task", None),
+        ("_deserializer", None),
+        ("supports_pipeline", True),
+    ],
+)
+async def test_attribute_of_a_store(queued: Queued, attribute: str, expected: object) -> None:
+    """It is there, and means what lghard takes it for."""
+    assert expected == getattr(queued, attribute)
+
+
+async def test_statements_of_a_store(queued: Queued) -> None:
+    """What store.py replaces in them, or fills in, is there."""
+    ((get, *_),) = queued._get_batch_GET_ops_queries([(0, GetOp(("n",), "k"))])
+    op = SearchOp(("n",), query="q", refresh_ttl=True)
+    ((search, params),), wanted = queued._prepare_batch_search_queries([(0, op)])
+    assert [1, 1] == [get.count(_PROLONG), search.count(_PROLONG)], (
+        f"langgraph-checkpoint-postgres {version('langgraph-checkpoint-postgres')} refreshes an "
+        "item's life otherwise: look at store.py, _PROLONG, and at `store read` in retries.py"
+    )
+    assert [(0, "q")] == wanted
+    assert any(param is PLACEHOLDER for param in params)
+
+
+async def test_puts_of_a_store(queued: Queued) -> None:
+    """They overwrite, by statements that can be divided, and name what has to be embedded."""
+    put = PutOp(("n",), "k", {"text": "t"}, ttl=1.0)
+    ((query, params),), request = queued._prepare_batch_PUT_queries([(0, put)])
+    assert ("DO UPDATE" in query, len(params)) == (True, 5), (
+        f"langgraph-checkpoint-postgres {version('langgraph-checkpoint-postgres')} puts otherwise: "
+        "look at store.py, _statements and _ROWS, and at `store put` in retries.py"
+    )
+    assert request is not None
+    assert [("n", "k", "$", '{"text": "t"}')] == request[1]
+
+
+@pytest.mark.parametrize("table", ["store_migrations", "vector_migrations"])
+def test_where_a_store_notes_its_versions(table: str) -> None:
+    """Upstream's setup() and ours keep one record."""
+    source = inspect.getsource(AsyncPostgresStore.setup)
+    assert source.count(f"INSERT INTO {table} (v) VALUES (%s)") == 1, (
+        f"langgraph-checkpoint-postgres {version('langgraph-checkpoint-postgres')} notes versions "
+        "elsewhere: look at store.py, setup"
+    )
+
+
+def test_the_sweep_of_a_store_goes_through_its_cursor() -> None:
+    """It deletes what has expired, and nothing else, so it may be repeated."""
+    source = inspect.getsource(AsyncPostgresStore.sweep_ttl)
+    assert ("self._cursor(" in source, "expires_at < NOW()" in source) == (True, True)

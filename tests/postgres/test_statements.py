@@ -1,4 +1,4 @@
-"""The writes of one operation as one message: what is prepared, and what an error leaves behind."""
+"""Statements as one message: their rows, what is prepared, and what an error leaves behind."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from lghard import open_checkpointer, open_pool
-from lghard.postgres.statements import Statement, send
+from lghard.postgres.statements import Statement, fetch, send
 from tests.postgres.checkpoints import config_of, put, query
 
 PREPARED = "SELECT count(*) AS number FROM pg_prepared_statements WHERE name LIKE '%lghard%'"
@@ -90,3 +90,32 @@ async def test_an_error_is_its_own_operations_alone(lghard_database):
     for table in ("checkpoints", "checkpoint_blobs"):
         found = await query(lghard_database, f"SELECT thread_id FROM {table} ORDER BY thread_id")
         assert [("best",), ("better",), ("good",)] == found
+
+
+ROWS = """
+SELECT number, number::text || 'ä' AS text, '{"a": [1, null]}'::jsonb AS json, now() AS time,
+    NULL AS nothing, ARRAY['x', 'y'] AS list
+FROM generate_series(1, %s) AS number
+"""
+
+
+@pytest.mark.parametrize("prepare", [True, False])
+async def test_rows_are_as_psycopgs(lghard_empty_database, prepare):
+    """Those of each statement, whichever types they have; none for a statement without any."""
+    async with open_pool(lghard_empty_database) as pool, pool.connection() as conn:
+        numbers = [Statement(ROWS, [number], prepare=prepare) for number in (3, 0, 1)]
+        table = Statement("CREATE TEMPORARY TABLE t (x int)", [], prepare=prepare)
+        three, none, one, empty = await fetch(conn, [*numbers, table])
+        expected = await (await conn.execute(ROWS, [3], binary=True)).fetchall()
+    for row in expected:
+        row["time"] = three[0]["time"]
+    assert (expected, [], expected[:1], []) == (three, none, one, empty)
+
+
+async def test_a_statement_that_does_not_come_again_is_not_prepared(lghard_empty_database):
+    """Whatever is prepared, stays so."""
+    statements = [Statement(f"SELECT {number}", [], prepare=number % 2 == 0) for number in range(6)]
+    async with open_pool(lghard_empty_database) as pool, pool.connection() as conn:
+        await send(conn, statements)
+        found = await (await conn.execute(PREPARED)).fetchone()
+    assert {"number": 3} == found

@@ -1,9 +1,11 @@
-"""What type checkers see of the pool and the checkpointer: upstream's own types."""
+"""What type checkers see of the pool, the checkpointer and the store: upstream's own types."""
 
 from typing import Any, assert_type
 
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.store.base import BaseStore, Item, SearchItem
+from langgraph.store.postgres import AsyncPostgresStore
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 from psycopg_pool import AsyncConnectionPool
@@ -16,6 +18,7 @@ from lghard import (
     close_shared_pools,
     open_checkpointer,
     open_pool,
+    open_store,
     plan_pool,
     shared_pool,
 )
@@ -79,6 +82,20 @@ async def savers(pool: ManagedPool[Connection]) -> None:
         assert_type(saver, HardenedAsyncPostgresSaver)
     HardenedAsyncPostgresSaver(pool, None, None, fence=None)
     HardenedAsyncPostgresSaver(1)  # pyright: ignore[reportArgumentType]
+
+
+async def stores(pool: ManagedPool[Connection]) -> None:
+    """A store is upstream's, for every use of one."""
+    async with open_store(pool, deadline=10, ttl={"default_ttl": 5}, setup=False) as store:
+        assert_type(store, AsyncPostgresStore)
+        assert_type(await store.aget(("users",), "likes"), Item | None)
+        assert_type(await store.asearch(("users",), limit=1), list[SearchItem])
+        any_store: BaseStore = store  # what compile() takes
+        assert_type(await any_store.aput(("users",), "likes", {}), None)
+    async with open_store("", max_size=3, index={"dims": 3, "embed": "openai:x"}):
+        pass
+    async with open_store("", max_sise=3):  # pyright: ignore[reportCallIssue]
+        pass
 
 
 def settings(values: dict[str, Any]) -> None:

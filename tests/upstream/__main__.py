@@ -1,11 +1,13 @@
 """Run upstream's own tests on lghard's classes, from a fetched copy that is not edited.
 
     python -m tests.upstream saver
+    python -m tests.upstream store
     python -m tests.upstream pool --psycopg PATH
 
-`saver` fetches the source distribution of the installed langgraph-checkpoint-postgres with pip,
-from the index that pip is configured with. psycopg_pool's tests are in no distribution; PATH is a
-checkout of psycopg's repository, and what they need is installed in an environment of their own.
+`saver` and `store` fetch the source distribution of the installed langgraph-checkpoint-postgres
+with pip, from the index that pip is configured with. psycopg_pool's tests are in no distribution;
+PATH is a checkout of psycopg's repository, and what they need is installed in an environment of
+their own.
 
 It fails unless exactly the tests that differences.py lists do not pass, each with the error that is
 said there. Further arguments go to pytest, like `--tb=short`.
@@ -29,11 +31,12 @@ from pathlib import Path
 import pytest
 
 from lghard.testing import temporary_postgres
-from tests.upstream.suites import POOL, SAVER, SAVER_ON_POOLS, Suite
+from tests.upstream.suites import POOL, SAVER, SAVER_ON_POOLS, STORE, Suite
 from tests.upstream.verdict import Outcome, complaints, to_repeat
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = Path(__file__).parent / "plugin"
+LANGGRAPH = {"saver": [SAVER, SAVER_ON_POOLS], "store": [STORE]}
 
 
 def main() -> None:
@@ -43,8 +46,8 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="lghard-upstream-") as name,
         temporary_postgres() as server,
     ):
-        if arguments.suite == "saver":
-            suites, python = [SAVER, SAVER_ON_POOLS], sys.executable
+        if arguments.suite in LANGGRAPH:
+            suites, python = LANGGRAPH[arguments.suite], sys.executable
             copy = fetch_sdist("langgraph-checkpoint-postgres", Path(name))
         else:
             suites, copy = [POOL], arguments.psycopg.resolve()
@@ -63,6 +66,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m tests.upstream")
     suites = parser.add_subparsers(dest="suite", required=True)
     suites.add_parser("saver", help="LangGraph's tests of its saver")
+    suites.add_parser("store", help="LangGraph's tests of its store")
     pool = suites.add_parser("pool", help="psycopg's tests of its pool")
     pool.add_argument("--psycopg", type=Path, required=True, help="a checkout of its repository")
     return parser.parse_known_args()

@@ -131,3 +131,10 @@ POOL_DIFFERENCES = {
         error="Skipped: sync test only",
     ),
 }
+
+STORE_DIFFERENCES = {
+    "tests/test_async_store.py::test_abatch_uses_single_pool_checkout": Difference(
+        "It counts the calls of a private function, which ours does not go through.",
+        error="assert 0 == 1",
+    ),
+}

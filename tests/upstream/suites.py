@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tests.upstream.differences import POOL_DIFFERENCES, SAVER_DIFFERENCES, SINGLE_ONLY
+from tests.upstream.differences import (
+    POOL_DIFFERENCES,
+    SAVER_DIFFERENCES,
+    SINGLE_ONLY,
+    STORE_DIFFERENCES,
+)
 from tests.upstream.verdict import Difference
 
 
@@ -59,6 +64,18 @@ SAVER_ON_POOLS = Suite(
         "--function=tests.test_prune:_second_saver=pools:second_saver",
     ),
     differences={},
+)
+
+STORE = Suite(
+    upstream="langgraph.store.postgres:AsyncPostgresStore",
+    ours="lghard.postgres.store:HardenedAsyncPostgresStore",
+    tests=("tests/test_async_store.py",),
+    options=(
+        *SAVER.options[:-1],
+        # On a pool, once; and without pgvector, which the test kit's servers do not have.
+        "-k=(pool or not (default or pipe)) and not vector and not embed and not search_sorting",
+    ),
+    differences=STORE_DIFFERENCES,
 )
 
 POOL = Suite(
