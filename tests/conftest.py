@@ -71,3 +71,12 @@ def kill(until: Until) -> Kill:
         await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
     return kill
+
+
+@pytest.fixture
+def busy_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psycopg lets others run wherever it may, as it does in an event loop that is busy.
+
+    So there are as many points as there can be at which a task may be cancelled.
+    """
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
+from types import TracebackType
 from typing import Any, Self
 
 import psycopg
@@ -147,6 +148,20 @@ class Connection(psycopg.AsyncConnection[Row]):
             return await super().connect(conninfo, **kwargs)
         except BaseException as error:
             raise error.with_traceback(None)  # noqa: B904 - it is the same error
+
+    @override
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """As upstream, which leaves it open when it is cancelled in between."""
+        try:
+            await super().__aexit__(exc_type, exc_val, exc_tb)
+        finally:
+            if not getattr(self, "_pool", None):
+                self.pgconn.finish()
 
     async def _try_cancel(self, *, timeout: float = CANCEL_TIMEOUT) -> None:
         limit = min(timeout, self.CANCEL_TIMEOUT)
