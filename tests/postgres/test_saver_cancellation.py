@@ -108,9 +108,7 @@ class Trial:
 
 
 @pytest.fixture
-async def trial(lghard_postgres, lghard_database, monkeypatch):
-    """With as many suspension points as there can be: psycopg lets others run wherever it may."""
-    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)
+async def trial(lghard_postgres, lghard_database, busy_loop):
     async with (
         FaultProxy(lghard_postgres.host, lghard_postgres.port) as proxy,
         open_checkpointer(
@@ -159,7 +157,7 @@ LOCKS = (
 
 
 @each_moment
-async def test_cancelled_in_setup(lghard_database, moment):
+async def test_cancelled_in_setup(lghard_database, moment, busy_loop):
     """No connection goes back that has the lock of the migrations, or has lost its timeouts."""
     steps = 0
     async with open_checkpointer(lghard_database, max_size=1, statement_timeout=7.0) as saver:
@@ -169,6 +167,26 @@ async def test_cancelled_in_setup(lghard_database, moment):
             async with saver.conn.connection() as conn:
                 cursor = await conn.execute("SHOW statement_timeout")
                 assert {"statement_timeout": "7s"} == await cursor.fetchone()
+            await query(lghard_database, FORGET)
+            steps += 1
+    assert steps > 10
+
+
+@each_moment
+async def test_cancelled_in_setup_behind_a_pooler(
+    lghard_database, lghard_pgbouncer, moment, busy_loop
+):
+    """The connection that has the lock is closed."""
+    steps = 0
+
+    async def free():
+        return not await query(lghard_database, LOCKS)
+
+    conninfo = lghard_pgbouncer.conninfo(lghard_database)
+    async with open_checkpointer(conninfo, max_size=1) as saver:
+        await query(lghard_database, FORGET)
+        async for _ in cancelled_at_each_step(saver.setup, moment):
+            await eventually(free)
             await query(lghard_database, FORGET)
             steps += 1
     assert steps > 10
@@ -185,7 +203,7 @@ async def clients_of(conninfo):
 
 
 @each_moment
-async def test_cancelled_while_it_opens_a_checkpointer(lghard_database, caplog, moment):
+async def test_cancelled_while_it_opens_a_checkpointer(lghard_database, caplog, moment, busy_loop):
     """It leaves no task, no connection, and nothing for asyncio to report."""
     tasks = asyncio.all_tasks()
     steps = 0
