@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -381,6 +382,46 @@ async def no_longer_waits(conninfo, pid):
     """Whether that backend waits for no lock any more."""
     waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
     return not await query(conninfo, waits, pid)
+
+
+async def test_a_cancelled_put_comes_to_nothing_later(store, lghard_postgres, conninfo):
+    """Its backend is frozen, and hears of the cancellation when it thaws."""
+    async with await AsyncConnection.connect(conninfo) as conn:
+        await conn.execute("SELECT FROM store FOR UPDATE")
+        putting = asyncio.create_task(store.aput(USER, "likes", {"food": "cancelled"}))
+        pid = await waiting_backend(conninfo)
+        lghard_postgres.freeze_backend(pid)
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+    await store.aput(USER, "likes", {"food": "newer"})
+    lghard_postgres.thaw_backend(pid)
+    await eventually(lambda: is_gone(conninfo, pid))
+    assert {"likes": {"food": "newer"}} == await stored(conninfo)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_cancelled_at_any_moment(store, lghard_postgres, conninfo, seed):
+    """Neither a connection is missing afterwards, nor is a key held, nor does anybody wait."""
+    chance = random.Random(seed)
+    calls = [OPERATIONS[name] for name in ("aget", "asearch", "aput", "adelete", "abatch")]
+    tasks = []
+    for number in range(600):
+        tasks.append(asyncio.ensure_future(chance.choice(calls)(store)))
+        if chance.random() < 0.5:
+            await asyncio.sleep(chance.choice([0, 0, 0.0005, 0.002]))
+        if chance.random() < 0.5:
+            chance.choice(tasks[-5:]).cancel()
+        if number == 300:
+            database = conninfo.rpartition("/")[2]
+            await asyncio.to_thread(lghard_postgres.terminate_backends, database=database)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {asyncio.CancelledError} == {
+        type(result) for result in results if isinstance(result, BaseException)
+    }
+    await eventually(lambda: store.conn.snapshot().borrowed == 0)
+    await store.aput(USER, "likes", {"food": "olives"})
+    assert {"food": "olives"} == (await store.aget(USER, "likes")).value
 
 
 async def test_who_shares_a_batch_with_a_cancelled_one_loses_nothing(store, conninfo):
