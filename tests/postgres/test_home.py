@@ -4,8 +4,6 @@ import asyncio
 import gc
 import logging
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +21,7 @@ from lghard.postgres import home as home_module
 from lghard.postgres import io_thread, shared
 from lghard.testing import FaultProxy, TemporaryPostgres
 from tests.postgres.checkpoints import config_of, eventually, put, waiting_backend
+from tests.postgres.scripts import script
 
 LOOPS = 11  # of a LangGraph server with isolated loops: its own, and ten for runs
 BUDGET = 3
@@ -784,9 +783,3 @@ async def test_a_forked_child_opens_its_own(conninfo: str) -> None:
     """The inherited one says so at once, and the parent's is left alone."""
     done = await asyncio.to_thread(script, FORK, conninfo)
     assert "inherited: True own: None\nparent: None\n" == done.stdout
-
-
-def script(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run code in a fresh interpreter."""
-    command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

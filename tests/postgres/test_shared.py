@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -21,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed
 from lghard import PoolOpenError, PoolSettings, close_shared_pools, shared_pool
 from lghard.postgres.settings import CONNINFO_VARIABLES
 from lghard.testing import TemporaryPostgres
+from tests.postgres.scripts import script
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 FACTORIES = 30
@@ -567,12 +567,6 @@ opened.wait()
 loop = asyncio.new_event_loop()
 loop.run_until_complete(connect())
 """
-
-
-def script(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run code in a fresh interpreter."""
-    command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_upstream_is_noisy_about_a_closed_loop(conninfo: str) -> None:
