@@ -142,7 +142,10 @@ class Home:
         if not where.done():
             await asyncio.wait({asyncio.wrap_future(where)}, timeout=timeout)
         if not where.done():
-            raise PoolTimeout(f"there was no connection within {timeout:.1f} s") from self._obstacle
+            raise PoolTimeout(
+                f"the pool was not open within {timeout:.1f} s: see the cause above, or where "
+                "another event loop is blocked that has borrowed all connections"
+            ) from self._obstacle
         found = where.result()
         if isinstance(found, Share):
             return found
@@ -191,7 +194,7 @@ class Home:
 
     def finish(self) -> None:
         """End what is left when all loops that lived here have been closed."""
-        self._refuse("all event loops that used this pool have been closed")
+        self._refuse("all event loops that used this pool have been closed: open it in this one")
         if self._thread:
             self._thread.stop()
         if self._share and self._share.is_over():
@@ -236,7 +239,7 @@ class Home:
 
     async def close(self) -> None:
         """Close the pool, wherever it is."""
-        self._refuse("the pool is closed")
+        self._refuse("the pool is closed: use it inside the block that opened it")
         if self._move:
             self._move.cancel()
         try:
@@ -381,7 +384,7 @@ class Stay(AbstractAsyncContextManager[Home]):
         try:
             open_timeout = self._home.asked.settings.open_timeout
             await self._until_it_is_open(max(self._patience, open_timeout))
-        except BaseException:
+        except BaseException:  # a cancellation, too: who does not get in is no guest
             await _homes.leave(self._home, self._loop)
             raise
         return self._home

@@ -28,16 +28,30 @@ class IOThread(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="lghard-io", daemon=True)
         self._is_up = threading.Event()
+        self._failure: OSError | None = None
 
     def start(self) -> None:
-        """Start the thread and its loop."""
+        """Start the thread and its loop.
+
+        Raises:
+            RuntimeError: one of them could not be started.
+        """
         super().start()
         self._is_up.wait()
+        if self._failure:
+            raise RuntimeError(
+                "no event loop could be started for lghard's I/O: does the process have too many "
+                "files open (ulimit -n)?"
+            ) from self._failure
 
     def run(self) -> None:
         """The thread's life; what still runs in its loop is cancelled at the end."""
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(self._serve())
+        try:
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._serve())
+        except OSError as error:  # no socket for the loop to be woken by; start() tells
+            self._failure = error
+            self._is_up.set()
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()

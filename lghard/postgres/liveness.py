@@ -146,7 +146,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         """As upstream; an attempt that is given up closes its socket at once."""
         try:
             return await super().connect(conninfo, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # whatever ends it, the frame that has the socket must go
             raise error.with_traceback(None)  # noqa: B904 - it is the same error
 
     @override
@@ -169,5 +169,5 @@ class Connection(psycopg.AsyncConnection[Row]):
             await asyncio.wait_for(self.cancel_safe(timeout=limit), limit)
         except (psycopg.Error, TimeoutError):
             abort(self)
-        except BaseException as error:
+        except BaseException as error:  # as in connect: the cancel request has a socket of its own
             raise error.with_traceback(None)  # noqa: B904 - it is the same error

@@ -214,7 +214,7 @@ def _configuring(pool: Pool, settings: PoolSettings) -> AsyncConnectionCB[AsyncC
                 await conn.execute("SELECT set_config(%s, %s, false)", (name, value))
             if configure:
                 await configure(conn)
-        except BaseException:
+        except BaseException:  # the caller's code may raise anything
             conn.pgconn.finish()  # upstream would leave it open
             raise
 

@@ -491,7 +491,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         before = str(self._reconnects.error)
         try:
             return await self._connect()
-        except Exception as error:
+        except Exception as error:  # the configure callback may raise anything
             if str(error) != before:
                 logger.warning("the pool %r cannot connect: %s", self.name, error)
             return None

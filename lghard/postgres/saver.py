@@ -311,7 +311,7 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
             threads = ", ".join(row["thread_id"] for row in severed)
             raise NotImplementedError(
                 "the runs were not deleted: later checkpoints of a DeltaChannel are built on "
-                f"them in {threads}"
+                f"them in {threads}; delete those later runs as well, or the whole thread"
             )
 
     @override

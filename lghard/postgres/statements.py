@@ -94,7 +94,7 @@ async def _send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> 
                 for command in _queue(conn, query, batch, prepare=statement.prepare)
             ]
             conn.pgconn.pipeline_sync()
-        except BaseException:
+        except BaseException:  # whatever stops it half-way
             conn.pgconn.finish()  # nobody may have it in the middle of a pipeline
             raise
         return await conn.wait(_complete(conn, commands))

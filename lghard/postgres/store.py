@@ -249,7 +249,7 @@ class HardenedAsyncPostgresStore(AsyncPostgresStore):
         """Do these, and find out which of them is at fault if they fail."""
         try:
             results = await self._perform([call.op for call in calls], vectors)
-        except Exception as error:
+        except Exception as error:  # a deserializer may raise anything; told to whoever called
             if len(calls) > 1 and _is_of_one(error):
                 half = len(calls) // 2
                 await self._settle(calls[:half], vectors)

@@ -195,7 +195,7 @@ class ReapedDirectory:
             _clear(self.path, self._grace)
             for child in self._children:
                 child.wait(_LAST_WORD)
-        except BaseException:
+        except BaseException:  # a cancellation or an interrupt above all
             self._dismiss(b"")  # without the word, the reaper takes over
             raise
         self._dismiss(_DONE)
@@ -239,7 +239,7 @@ def reaped_directory(
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         directory = ReapedDirectory(path, grace)
-    except BaseException:
+    except BaseException:  # nobody watches over the folder yet
         shutil.rmtree(path)
         raise
     try:

@@ -400,6 +400,17 @@ async def test_a_thread_that_cannot_start_changes_nothing(
         assert 1 == await loops[1].turns("t", 1)
 
 
+async def test_a_thread_without_a_loop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has only so many files; whoever starts the thread hears of it."""
+
+    def refuse() -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(asyncio, "SelectorEventLoop", refuse)
+    with pytest.raises(RuntimeError, match="ulimit"):
+        io_thread.IOThread().start()
+
+
 async def test_the_database_is_away_when_a_second_loop_comes(
     proxy: FaultProxy, breakable_postgres: TemporaryPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
