@@ -6,7 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from time import monotonic
 from typing import Protocol, TypeVar
@@ -403,3 +403,30 @@ class Stay(AbstractAsyncContextManager[Home]):
 
 async def _nothing(pool: AnyPool) -> None:
     """What `Home.run` can do as soon as there is a pool."""
+
+
+def place_of(
+    source: str | AnyPool | None,
+    overrides: PoolOverrides,
+    *,
+    patience: float,
+) -> AbstractAsyncContextManager[Place]:
+    """The place of a pool that somebody has opened, or of one that is opened for this database.
+
+    Args:
+        source: an open pool, or as in `open_pool`.
+        overrides: as in `open_pool`.
+        patience: as in `Stay`.
+
+    Raises:
+        TypeError: settings for a pool that is already open.
+        ValueError: no conninfo anywhere.
+    """
+    if not isinstance(source, AsyncConnectionPool):
+        return Stay(source, overrides, patience=patience)
+    if overrides:
+        raise TypeError(
+            f"{', '.join(overrides)}: these are settings of a pool that is opened, and the one "
+            "that was passed in is open already; set them where it is opened"
+        )
+    return nullcontext(Here(source))

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, LiteralString, TypeVar, Unpack
 
@@ -30,23 +30,19 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from lghard.errors import ThreadDeletedError
-from lghard.postgres.advice import advise
 from lghard.postgres.fence import PRIMARY_KEY, TABLES, bury, refuse_deleted
-from lghard.postgres.home import Here, Place, Stay
+from lghard.postgres.home import place_of
 from lghard.postgres.migrations import checkpoints, migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
+from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
 from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
-from lghard.postgres.retries import Connection, Operation, Outage, current_operation
 from lghard.postgres.serializing import Serializing
-from lghard.postgres.statements import Statement, send
+from lghard.postgres.statements import Statement
 
 T = TypeVar("T")
 
-DEADLINE = 60.0
-ATTEMPT_TIMEOUT = 30.0
 
-
-class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
+class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore[misc]  # conn
     """LangGraph's `AsyncPostgresSaver`, on a pool, for a database that goes away now and then.
 
     It differs from its base class in what it survives:
@@ -81,8 +77,6 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         ...     graph = builder.compile(checkpointer=HardenedAsyncPostgresSaver(pool))
     """
 
-    _place: Place
-
     def __init__(
         self,
         conn: Conn,
@@ -109,19 +103,6 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
         self.attempt_timeout = attempt_timeout
         self.fence = fence
         self._serialize = Serializing()
-
-    @property
-    def conn(self) -> AsyncConnectionPool[Connection]:
-        """The pool. One that `open_checkpointer` opened moves when a second event loop comes."""
-        return self._place.pool
-
-    @conn.setter
-    def conn(self, pool: AsyncConnectionPool[Connection]) -> None:
-        self._place = Here(pool)
-
-    @property
-    def _outage(self) -> Outage:
-        return self._place.outage
 
     @override
     @classmethod
@@ -416,36 +397,6 @@ class HardenedAsyncPostgresSaver(AsyncPostgresSaver):
                 f"run, or use a new thread id; this one is free {self.fence:g} s after its deletion"
             ) from error
 
-    async def _execute(self, statements: Sequence[Statement]) -> None:
-        async with self._connection() as conn:
-            if self.supports_pipeline:
-                await send(conn, statements)
-                return
-            async with conn.transaction(), conn.cursor() as cur:
-                for statement in statements:
-                    await cur.execute(statement.query, statement.params)
-
-    async def _run(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
-        if current_operation():  # one operation calls another: the outer one repeats both
-            return await call()
-        operation = self._operation(name)
-        work = partial(operation.run, call, self._outage)
-        try:
-            return await self._place.run(
-                work, timeout=operation.patience, patience=operation.remaining()
-            )
-        except psycopg.Error as error:
-            operation.say_if_unknown(error)
-            advise(error)
-            raise
-
-    def _operation(self, name: str) -> Operation:
-        return Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)
-
-    def _connection(self) -> AbstractAsyncContextManager[Connection]:
-        operation = current_operation() or self._operation("setup")
-        return operation.connection(operation.pool or self.conn)
-
     @override
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
@@ -512,7 +463,7 @@ async def open_checkpointer(
         ...     graph = builder.compile(checkpointer=checkpointer)
         ...     await graph.ainvoke(state, {"configurable": {"thread_id": "1"}})
     """
-    async with _place(source, overrides, patience=deadline) as place:
+    async with place_of(source, overrides, patience=deadline) as place:
         saver = HardenedAsyncPostgresSaver(
             place.pool,
             serde=serde,
@@ -524,19 +475,3 @@ async def open_checkpointer(
         if setup:
             await saver.setup()
         yield saver
-
-
-def _place(
-    source: str | AsyncConnectionPool[AsyncConnection[DictRow]] | None,
-    overrides: PoolOverrides,
-    *,
-    patience: float,
-) -> AbstractAsyncContextManager[Place]:
-    if not isinstance(source, AsyncConnectionPool):
-        return Stay(source, overrides, patience=patience)
-    if overrides:
-        raise TypeError(
-            f"{', '.join(overrides)}: these are settings of a pool that is opened, and the one "
-            "that was passed in is open already; set them where it is opened"
-        )
-    return nullcontext(Here(source))

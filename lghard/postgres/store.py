@@ -4,14 +4,13 @@ import asyncio
 from collections import defaultdict
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from copy import deepcopy
 from functools import partial
 from types import TracebackType
@@ -44,14 +43,13 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from lghard.errors import ForeignLoopError
-from lghard.postgres.advice import advise
 from lghard.postgres.collecting import STOP_TIMEOUT, Call, Collector
-from lghard.postgres.home import Here, Place
+from lghard.postgres.home import place_of
 from lghard.postgres.migrations import Schema, migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
-from lghard.postgres.retries import Connection, Operation, Outage, current_operation
-from lghard.postgres.saver import ATTEMPT_TIMEOUT, DEADLINE, _place
-from lghard.postgres.statements import Statement, fetch, send
+from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
+from lghard.postgres.retries import Connection
+from lghard.postgres.statements import Statement, fetch
 from lghard.resilience import is_transient
 
 T = TypeVar("T")
@@ -85,7 +83,7 @@ class Read(NamedTuple):
     take: Callable[[Sequence[DictRow]], None]
 
 
-class HardenedAsyncPostgresStore(AsyncPostgresStore):
+class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore[misc]  # conn
     """LangGraph's `AsyncPostgresStore`, on a pool, for a database that goes away now and then.
 
     It differs from its base class in what it survives:
@@ -117,8 +115,6 @@ class HardenedAsyncPostgresStore(AsyncPostgresStore):
             long it was tried.
     """
 
-    _place: Place
-
     def __init__(
         self,
         conn: AsyncConnectionPool[Connection] | Connection,
@@ -148,19 +144,6 @@ class HardenedAsyncPostgresStore(AsyncPostgresStore):
         self._slots = asyncio.Semaphore(limit)
         self._collector = Collector(self._do, self._texts, limit)
         super().__init__(conn, deserializer=deserializer, index=index, ttl=ttl)
-
-    @property
-    def conn(self) -> AsyncConnectionPool[Connection]:
-        """The pool. One that `open_store` opened moves when a second event loop comes."""
-        return self._place.pool
-
-    @conn.setter
-    def conn(self, pool: AsyncConnectionPool[Connection]) -> None:
-        self._place = Here(pool)
-
-    @property
-    def _outage(self) -> Outage:
-        return self._place.outage
 
     @override
     @classmethod
@@ -366,15 +349,6 @@ class HardenedAsyncPostgresStore(AsyncPostgresStore):
             params = [value for *place, text in rows for value in (*place, vectors[text])]
             yield Statement(query, params, prepare=False)
 
-    async def _execute(self, statements: Sequence[Statement]) -> None:
-        async with self._connection() as conn:
-            if self.supports_pipeline:
-                await send(conn, statements)
-                return
-            async with conn.transaction(), conn.cursor() as cur:
-                for statement in statements:
-                    await cur.execute(statement.query, statement.params)
-
     @override
     async def sweep_ttl(self) -> int:
         return await self._run("store sweep", super().sweep_ttl)
@@ -408,26 +382,6 @@ class HardenedAsyncPostgresStore(AsyncPostgresStore):
                 values = {name: value(self) for name, value in (migration.params or {}).items()}
                 steps[version] = migration.sql % _checked(values) if values else migration.sql
         return steps
-
-    async def _run(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
-        operation = Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)
-        work = partial(operation.run, call, self._outage)
-        try:
-            return await self._place.run(
-                work, timeout=operation.patience, patience=operation.remaining()
-            )
-        except psycopg.Error as error:
-            operation.say_if_unknown(error)
-            advise(error)
-            raise
-
-    def _connection(self) -> AbstractAsyncContextManager[Connection]:
-        operation = current_operation()
-        return (
-            operation.connection(operation.pool)
-            if operation and operation.pool
-            else self.conn.connection()
-        )
 
     @override
     @asynccontextmanager
@@ -510,7 +464,7 @@ async def open_store(
         >>> async with open_checkpointer() as checkpointer, open_store() as store:
         ...     graph = builder.compile(checkpointer=checkpointer, store=store)
     """
-    async with _place(source, overrides, patience=deadline) as place:
+    async with place_of(source, overrides, patience=deadline) as place:
         store = HardenedAsyncPostgresStore(
             place.pool, index=index, ttl=ttl, deadline=deadline, attempt_timeout=attempt_timeout
         )

@@ -1,0 +1,79 @@
+"""What a checkpointer and a store have in common: operations on a pool, repeated by their rules."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import TypeVar
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool
+
+from lghard.postgres.advice import advise
+from lghard.postgres.home import Here, Place
+from lghard.postgres.retries import Connection, Operation, Outage, current_operation
+from lghard.postgres.statements import Statement, send
+
+T = TypeVar("T")
+
+DEADLINE = 60.0
+ATTEMPT_TIMEOUT = 30.0
+
+
+class Operating:
+    """Runs operations where the connections are, within their deadlines.
+
+    Attributes:
+        deadline: seconds that one operation may take in all, retries included.
+        attempt_timeout: seconds that the server may take to answer one attempt.
+        supports_pipeline: whether libpq can send several statements in one message.
+    """
+
+    deadline: float
+    attempt_timeout: float
+    supports_pipeline: bool
+    _place: Place
+
+    @property
+    def conn(self) -> AsyncConnectionPool[Connection]:
+        """The pool. One that lghard has opened moves when a second event loop comes."""
+        return self._place.pool
+
+    @conn.setter
+    def conn(self, pool: AsyncConnectionPool[Connection]) -> None:
+        self._place = Here(pool)
+
+    @property
+    def _outage(self) -> Outage:
+        return self._place.outage
+
+    async def _run(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`, repeated as the rule of operation `name` allows."""
+        if current_operation():  # one operation calls another: the outer one repeats both
+            return await call()
+        operation = self._operation(name)
+        work = partial(operation.run, call, self._outage)
+        try:
+            return await self._place.run(
+                work, timeout=operation.patience, patience=operation.remaining()
+            )
+        except psycopg.Error as error:
+            operation.say_if_unknown(error)
+            advise(error)
+            raise
+
+    def _operation(self, name: str) -> Operation:
+        return Operation(name, deadline=self.deadline, attempt_timeout=self.attempt_timeout)
+
+    def _connection(self) -> AbstractAsyncContextManager[Connection]:
+        operation = current_operation() or self._operation("setup")
+        return operation.connection(operation.pool or self.conn)
+
+    async def _execute(self, statements: Sequence[Statement]) -> None:
+        """Execute `statements` all or none."""
+        async with self._connection() as conn:
+            if self.supports_pipeline:
+                await send(conn, statements)
+                return
+            async with conn.transaction(), conn.cursor() as cur:
+                for statement in statements:
+                    await cur.execute(statement.query, statement.params)
