@@ -63,12 +63,18 @@ async def execute(conninfo: str, *statements: str) -> None:
 
 async def waiting_backend(conninfo: str) -> int:
     """The process id of the backend that waits for a lock."""
+    return (await waiting_backends(conninfo, 1))[0]
 
-    async def ask() -> list[Any]:
-        return await query(
+
+async def waiting_backends(conninfo: str, number: int) -> list[int]:
+    """The process ids of the backends that wait for a lock, as soon as there are so many."""
+
+    async def ask() -> list[int]:
+        rows = await query(
             conninfo,
             "SELECT pid FROM pg_stat_activity "
             "WHERE wait_event_type = 'Lock' AND datname = current_database()",
         )
+        return [pid for (pid,) in rows] if len(rows) >= number else []
 
-    return (await eventually(ask))[0][0]
+    return await eventually(ask)

@@ -19,6 +19,7 @@ from tests.postgres.checkpoints import (
     put,
     query,
     waiting_backend,
+    waiting_backends,
 )
 
 COPIED = {
@@ -319,21 +320,30 @@ async def test_a_prune_is_repeated_under_a_writer(saver, lghard_database):
 
 
 async def delete_into_a_deadlock(saver, conninfo):
-    """Delete a thread, while somebody locks its rows in the opposite order."""
+    """Delete a thread, while somebody locks its rows in the opposite order.
+
+    Who waits last finds the deadlock. A third one holds the delete between two tables until the
+    other waits, so that it is the delete.
+    """
     await put(saver, "t")
     await saver.aput_writes(config_of("t", "1"), [("messages", [1])], "task")
-    async with await AsyncConnection.connect(conninfo) as other:
+    connect = AsyncConnection.connect
+    async with await connect(conninfo) as other, await connect(conninfo) as third:
+        await other.execute("SET deadlock_timeout = '1h'")
         await other.execute("SELECT FROM checkpoint_writes FOR UPDATE")
+        await third.execute("SELECT FROM checkpoint_blobs FOR UPDATE")
         deleting = asyncio.create_task(saver.adelete_thread("t"))
-        await waiting_backend(conninfo)
+        await waiting_backends(conninfo, 1)
         locking = asyncio.create_task(other.execute("SELECT FROM checkpoints FOR UPDATE"))
+        await waiting_backends(conninfo, 2)
+        await third.rollback()
         await locking
         await other.rollback()
     await deleting
 
 
 async def test_upstreams_delete_fails_in_a_deadlock(upstream, lghard_database):
-    """The control: who waited first is the victim."""
+    """The control: the victim is told, and has to try again itself."""
     with pytest.raises(psycopg.errors.DeadlockDetected):
         await delete_into_a_deadlock(upstream, lghard_database)
 
