@@ -6,9 +6,11 @@ from functools import partial
 from typing import TypeVar
 
 import psycopg
+from psycopg.rows import DictRow
 from psycopg_pool import AsyncConnectionPool
 
 from lghard.postgres.advice import advise
+from lghard.postgres.batching import Batches, Job
 from lghard.postgres.home import Here, Place
 from lghard.postgres.retries import Connection, Operation, Outage, current_operation
 from lghard.postgres.statements import Statement, send
@@ -51,7 +53,31 @@ class Operating:
         if current_operation():  # one operation calls another: the outer one repeats both
             return await call()
         operation = self._operation(name)
-        work = partial(operation.run, call, self._outage)
+        return await self._there(operation, partial(operation.run, call, self._outage))
+
+    async def _run_in_company(
+        self,
+        name: str,
+        thread: object,
+        statements: Sequence[Statement],
+        *,
+        is_read: bool = False,
+    ) -> list[DictRow]:
+        """The rows of the last of `statements`, which are sent together with those of others."""
+        job = Job(self._operation(name), statements, is_read=is_read)
+        return await self._there(job.operation, partial(self._line_up, job, thread))
+
+    async def _line_up(
+        self, job: Job, thread: object, pool: AsyncConnectionPool[Connection]
+    ) -> list[DictRow]:
+        return await Batches.of(pool).run(job, self._outage, thread)
+
+    async def _there(
+        self,
+        operation: Operation,
+        work: Callable[[AsyncConnectionPool[Connection]], Awaitable[T]],
+    ) -> T:
+        """The result of `work(pool)`, where the connections are."""
         try:
             return await self._place.run(
                 work, timeout=operation.patience, patience=operation.remaining()

@@ -76,6 +76,11 @@ class Backend(NamedTuple):
     pid: int
     connected_at: float
 
+    @classmethod
+    def of(cls, conn: Connection) -> "Backend":
+        """The one at the other end."""
+        return cls(conn.pgconn.backend_pid, conn._created_at)
+
 
 # Seconds by which the age of a backend, told by the server's clock, may fall short of the age of
 # our connection to it, told by ours.
@@ -220,24 +225,35 @@ class Operation:
     async def connection(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
         """A connection for one attempt, on which nothing waits longer than the attempt may take."""
         async with pool.connection(timeout=min(pool.timeout, self.remaining())) as conn:
-            backend = Backend(conn.pgconn.backend_pid, conn._created_at)
-            patience = self._attempt_timeout
-            if self.name not in LONG or self._loss:
-                patience = min(patience, self.remaining())
+            backend = Backend.of(conn)
+            patience = self.attempt_time()
             began = monotonic()
             try:
                 with abort_after(conn, patience):
-                    await self._settle(conn)
+                    await self.settle(conn)
                     yield conn
                     if not conn.autocommit:  # here, where it is bounded and a loss is noted
                         await conn.commit()
             except psycopg.Error as error:
                 if monotonic() - began >= patience:
-                    self._attempt_timeout *= 2  # perhaps it is not the server, but a large task
-                self._note_loss(conn, backend, error)
+                    self.take_longer()
+                if conn.closed:
+                    self.note_loss(backend, error)
+                elif error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate:
+                    conn.pgconn.finish()  # its server is a standby now: the pool must replace it
                 raise
 
-    async def _settle(self, conn: Connection) -> None:
+    def attempt_time(self) -> float:
+        """Seconds that the server may take to answer the next attempt."""
+        if self.name in LONG and not self._loss:
+            return self._attempt_timeout
+        return min(self._attempt_timeout, self.remaining())
+
+    def take_longer(self) -> None:
+        """An attempt was given up: perhaps it is not the server, but a large task."""
+        self._attempt_timeout *= 2
+
+    async def settle(self, conn: Connection) -> None:
         """Make sure that no lost backend is still at work, or raise.
 
         Each new connection is asked about all of them: the answer holds for its server alone, and
@@ -248,12 +264,10 @@ class Operation:
                 if not await _is_gone(conn, backend):
                     raise StillAtWork
 
-    def _note_loss(self, conn: Connection, backend: Backend, error: psycopg.Error) -> None:
-        if conn.closed:
-            self._loss = error
-            self._lost.append(backend)
-        elif error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate:
-            conn.pgconn.finish()  # its server has become a standby: the pool must replace it
+    def note_loss(self, backend: Backend, error: psycopg.Error) -> None:
+        """The connection was lost under an attempt, and nobody knows how far that came."""
+        self._loss = error
+        self._lost.append(backend)
 
 
 async def _is_gone(conn: Connection, backend: Backend) -> bool:

@@ -36,6 +36,7 @@ from lghard.postgres.migrations import checkpoints, migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
 from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
+from lghard.postgres.retries import LONG
 from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement
 
@@ -64,6 +65,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         fence: seconds for which nothing can be written to a thread that was deleted, so that a run
             that is still at work does not bring it back; None for no fence, as upstream. It has a
             table of its own, which `setup()` creates.
+        batching: whether what concurrent runs read and write shares round trips, see
+            `lghard.postgres.batching`.
 
     Raises:
         TypeError: `conn` is not a pool.
@@ -86,6 +89,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         deadline: float = DEADLINE,
         attempt_timeout: float = ATTEMPT_TIMEOUT,
         fence: float | None = None,
+        batching: bool = False,
     ) -> None:
         if pipe is not None:
             raise ValueError(
@@ -102,6 +106,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         self.deadline = deadline
         self.attempt_timeout = attempt_timeout
         self.fence = fence
+        self.batching = batching and self.supports_pipeline
         self._serialize = Serializing()
 
     @override
@@ -153,7 +158,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             params.append(checkpoint_id)
         else:
             query += "ORDER BY checkpoint_id DESC LIMIT 1"
-        rows = await self._run("aget_tuple", partial(self._rows, query, params))
+        rows = await self._read(configurable["thread_id"], query, params)
         return await self._load_checkpoint_tuple(rows[0]) if rows else None
 
     @override
@@ -175,6 +180,14 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         for row in await self._run("alist", partial(self._rows, query, params)):
             yield await self._load_checkpoint_tuple(row)
 
+    async def _read(self, thread_id: str, query: str, params: Sequence[Any]) -> list[DictRow]:
+        if self.batching:
+            statement = Statement(query, params)
+            rows = await self._run_in_company("aget_tuple", thread_id, [statement], is_read=True)
+            if not any(_has_pending_sends(row) for row in rows):
+                return rows
+        return await self._run("aget_tuple", partial(self._rows, query, params))
+
     async def _rows(self, query: str, params: Sequence[Any]) -> list[DictRow]:
         async with self._cursor() as cur:
             await cur.execute(query, params, binary=True)
@@ -186,7 +199,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         """Where checkpoints before version 4 keep the Sends of their parent's writes."""
         children = defaultdict(list)
         for row in rows:
-            if row["checkpoint"]["v"] < 4 and row["parent_checkpoint_id"]:  # noqa: PLR2004
+            if _has_pending_sends(row):
                 children[row["thread_id"], row["parent_checkpoint_id"]].append(row)
         for thread_id in {thread_id for thread_id, _ in children}:
             parents = [parent for thread, parent in children if thread == thread_id]
@@ -388,7 +401,10 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         if self.fence is not None:
             statements = [*refuse_deleted(thread_id), *statements]
         try:
-            await self._run(name, partial(self._execute, statements))
+            if self.batching and name not in LONG:
+                await self._run_in_company(name, thread_id, statements)
+            else:
+                await self._run(name, partial(self._execute, statements))
         except psycopg.errors.UniqueViolation as error:
             if error.diag.constraint_name != PRIMARY_KEY:
                 raise
@@ -407,6 +423,11 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
                 await stack.enter_async_context(batch)
             async with conn.cursor(binary=True, row_factory=dict_row) as cur:
                 yield cur
+
+
+def _has_pending_sends(row: DictRow) -> bool:
+    """Whether it may have, among the writes of its parent: checkpoints before version 4 do."""
+    return bool(row["checkpoint"]["v"] < 4 and row["parent_checkpoint_id"])  # noqa: PLR2004
 
 
 def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -432,6 +453,7 @@ async def open_checkpointer(
     deadline: float = DEADLINE,
     attempt_timeout: float = ATTEMPT_TIMEOUT,
     fence: float | None = None,
+    batching: bool = False,
     **overrides: Unpack[PoolOverrides],
 ) -> AsyncIterator[HardenedAsyncPostgresSaver]:
     """A checkpointer that is ready to use, for the length of the block.
@@ -450,6 +472,7 @@ async def open_checkpointer(
         attempt_timeout: seconds that the server may take to answer one attempt.
         fence: seconds for which nothing can be written to a thread that was deleted; None for no
             fence, as upstream.
+        batching: whether what concurrent runs read and write shares round trips.
         overrides: further settings of the pool that is opened, see `open_pool`.
 
     Raises:
@@ -470,6 +493,7 @@ async def open_checkpointer(
             deadline=deadline,
             attempt_timeout=attempt_timeout,
             fence=fence,
+            batching=batching,
         )
         saver._place = place
         if setup:
