@@ -92,7 +92,7 @@ class Job:
         self.operation = operation
         self.statements = statements
         self.is_read = is_read
-        self.size = sum(weight(statement.params) for statement in statements)
+        self.size = weight([statement.params for statement in statements])
         self.alone = self.size >= _LARGE
         self.found = 0
         self.line: Line
@@ -460,21 +460,24 @@ def _tell(conn: Connection, job: Job, segment: Segment) -> None:
         job.answer([])
     elif segment.is_done and not conn.closed:
         rows = rows_of(conn, segment.results[-1])
-        job.found = sum(map(weight, rows))
+        job.found = weight(rows)
         job.answer(rows)
 
 
 def weight(value: object) -> int:
     """About how many bytes it has: those of the texts and bytes in it."""
-    if isinstance(value, bytes | str):
-        return len(value)
-    if isinstance(value, Jsonb):
-        return weight(value.obj)
-    if isinstance(value, dict):
-        return sum(map(weight, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(weight, value))
-    return 0
+    total, left = 0, [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, bytes | str):
+            total += len(each)
+        elif isinstance(each, dict):
+            left.extend(each.values())
+        elif isinstance(each, list | tuple):
+            left.extend(each)
+        elif isinstance(each, Jsonb):
+            left.append(each.obj)
+    return total
 
 
 def _copy(error: psycopg.Error) -> psycopg.Error:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, LiteralString, TypeVar, Unpack
+from typing import Any, LiteralString, TypeVar, Unpack, cast
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -108,6 +108,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         self.fence = fence
         self.batching = batching and self.supports_pipeline
         self._serialize = Serializing()
+        self._deserialize = Serializing()
 
     @override
     @classmethod
@@ -210,6 +211,25 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
                     self._migrate_pending_sends(
                         found["sends"], row["checkpoint"], row["channel_values"]
                     )
+
+    @override
+    async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
+        """As upstream, which hops to a thread for the writes, and loads the values here."""
+        channels = frozenset(name for name, *_ in value["channel_values"] or ())
+        return await self._deserialize(channels, self._tuple_of, value)
+
+    def _tuple_of(self, row: DictRow) -> CheckpointTuple:
+        place = {name: row[name] for name in ("thread_id", "checkpoint_ns", "checkpoint_id")}
+        parent = {**place, "checkpoint_id": row["parent_checkpoint_id"]}
+        checkpoint = row["checkpoint"]
+        inline, blobs = checkpoint.get("channel_values"), self._load_blobs(row["channel_values"])
+        return CheckpointTuple(
+            {"configurable": place},
+            cast("Checkpoint", {**checkpoint, "channel_values": {**(inline or {}), **blobs}}),
+            row["metadata"],
+            {"configurable": parent} if row["parent_checkpoint_id"] else None,
+            self._load_writes(row["pending_writes"]),
+        )
 
     @override
     async def aput(
