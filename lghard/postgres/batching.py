@@ -27,7 +27,15 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from lghard.postgres.liveness import abort_after
-from lghard.postgres.retries import Backend, Connection, Operation, Outage, StillAtWork
+from lghard.postgres.pool import ManagedPool
+from lghard.postgres.retries import (
+    Backend,
+    Connection,
+    Operation,
+    Outage,
+    PoolerInBetween,
+    StillAtWork,
+)
 from lghard.postgres.statements import Segment, Statement, rows_of, send_segments
 
 CONNECTIONS: Final = 4
@@ -266,8 +274,8 @@ class Batches:
         error = PoolTimeout(
             f"{reason}: {self._count} operations with {self._bytes / 1e6:.1f} MB are in line"
         )
-        obstacle = getattr(self._pool, "_obstacle", None)
-        error.__cause__ = obstacle() if obstacle else None
+        if isinstance(self._pool, ManagedPool):
+            self._pool.explain(error)
         return error
 
 
@@ -417,7 +425,7 @@ async def _settled(conn: Connection, batch: Sequence[Job]) -> list[Job]:
     for job in batch:
         try:
             await job.operation.settle(conn)
-        except StillAtWork as error:
+        except (StillAtWork, PoolerInBetween) as error:
             job.fail(error)
         else:
             settled.append(job)

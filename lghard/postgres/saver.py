@@ -36,7 +36,7 @@ from lghard.postgres.migrations import checkpoints, migrate
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
 from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
-from lghard.postgres.retries import LONG
+from lghard.postgres.retries import LONG, current_operation
 from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement
 
@@ -182,7 +182,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             yield await self._load_checkpoint_tuple(row)
 
     async def _read(self, thread_id: str, query: str, params: Sequence[Any]) -> list[DictRow]:
-        if self.batching:
+        if self.batching and not current_operation():
             statement = Statement(query, params)
             rows = await self._run_in_company("aget_tuple", thread_id, [statement], is_read=True)
             if not any(_has_pending_sends(row) for row in rows):
