@@ -23,7 +23,6 @@ from typing import Final
 
 import psycopg
 from psycopg.rows import DictRow
-from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from lghard.postgres.liveness import abort_after
@@ -96,11 +95,12 @@ class Job:
         statements: Sequence[Statement],
         *,
         is_read: bool = False,
+        size: int = 0,
     ) -> None:
         self.operation = operation
         self.statements = statements
         self.is_read = is_read
-        self.size = weight([statement.params for statement in statements])
+        self.size = size
         self.alone = self.size >= _LARGE
         self.found = 0
         self.line: Line
@@ -483,8 +483,6 @@ def weight(value: object) -> int:
             left.extend(each.values())
         elif isinstance(each, list | tuple):
             left.extend(each)
-        elif isinstance(each, Jsonb):
-            left.append(each.obj)
     return total
 
 

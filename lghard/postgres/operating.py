@@ -62,9 +62,10 @@ class Operating:
         statements: Sequence[Statement],
         *,
         is_read: bool = False,
+        size: int = 0,
     ) -> list[DictRow]:
         """The rows of the last of `statements`, which are sent together with those of others."""
-        job = Job(self._operation(name), statements, is_read=is_read)
+        job = Job(self._operation(name), statements, is_read=is_read, size=size)
         return await self._there(job.operation, partial(self._line_up, job, thread))
 
     async def _line_up(

@@ -256,7 +256,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         )
         statements = [Statement(self.UPSERT_CHECKPOINT_BLOBS_SQL, row) for row in rows]
         statements.append(Statement(self.UPSERT_CHECKPOINTS_SQL, row))
-        await self._write("aput", thread_id, statements)
+        texts = sum(len(value) for value in inline.values() if isinstance(value, str))
+        await self._write("aput", thread_id, statements, size=texts + _size(rows))
         return {
             "configurable": {
                 "thread_id": thread_id,
@@ -288,7 +289,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         query = self.UPSERT_CHECKPOINT_WRITES_SQL if upsert else self.INSERT_CHECKPOINT_WRITES_SQL
         name = "aput_writes, UPSERT" if upsert else "aput_writes, DO NOTHING"
         thread_id = config["configurable"]["thread_id"]
-        await self._write(name, thread_id, [Statement(query, row) for row in rows])
+        statements = [Statement(query, row) for row in rows]
+        await self._write(name, thread_id, statements, size=_size(rows))
 
     @override
     async def adelete_thread(self, thread_id: str) -> None:
@@ -414,7 +416,9 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         read = partial(super().aget_delta_channel_history, config=config, channels=channels)
         return await self._run("aget_delta_channel_history", read)
 
-    async def _write(self, name: str, thread_id: str, statements: Sequence[Statement]) -> None:
+    async def _write(
+        self, name: str, thread_id: str, statements: Sequence[Statement], *, size: int = 0
+    ) -> None:
         """Execute `statements` all or none, repeated as the rule of operation `name` allows."""
         if not statements:
             return
@@ -422,7 +426,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             statements = [*refuse_deleted(thread_id), *statements]
         try:
             if self.batching and name not in LONG:
-                await self._run_in_company(name, thread_id, statements)
+                await self._run_in_company(name, thread_id, statements, size=size)
             else:
                 await self._run(name, partial(self._execute, statements))
         except psycopg.errors.UniqueViolation as error:
@@ -443,6 +447,11 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
                 await stack.enter_async_context(batch)
             async with conn.cursor(binary=True, row_factory=dict_row) as cur:
                 yield cur
+
+
+def _size(rows: Sequence[Sequence[Any]]) -> int:
+    """How many bytes their values have, which stand at the end."""
+    return sum(len(row[-1] or b"") for row in rows)
 
 
 def _has_pending_sends(row: DictRow) -> bool:

@@ -7,14 +7,15 @@ leave in one `send`, and those in front of one Sync are one transaction
 
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain, count, repeat
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg import AsyncConnection, generators
-from psycopg._queries import PostgresQuery
-from psycopg.abc import PQGen
+from psycopg import AsyncConnection, abc, generators
+from psycopg._queries import _query2pg_nocache
+from psycopg.abc import Buffer, PQGen, PyFormat
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
@@ -144,9 +145,8 @@ class _Command(NamedTuple):
 
 
 async def _send(conn: AsyncConnection[Any], transactions: Transactions) -> None:
-    queries = {
-        segment: _convert(conn, segment) for segments in transactions for segment in segments
-    }
+    tx = Transformer(conn)
+    queries = {segment: _convert(tx, segment) for segments in transactions for segment in segments}
     async with conn.lock:
         sent: list[tuple[Sequence[Segment], list[_Command]]] = []
         try:
@@ -167,21 +167,44 @@ async def _send(conn: AsyncConnection[Any], transactions: Transactions) -> None:
         await conn.wait(_complete(conn, sent))
 
 
-def _convert(conn: AsyncConnection[Any], segment: Segment) -> list[PostgresQuery]:
-    queries = [PostgresQuery(Transformer(conn)) for _ in segment.statements]
+class _Query(NamedTuple):
+    """What libpq takes."""
+
+    text: bytes
+    params: Sequence[Buffer | None]
+    types: tuple[int, ...]
+    formats: Sequence[Format]
+
+
+def _convert(tx: abc.Transformer, segment: Segment) -> list[_Query]:
     try:
-        for query, statement in zip(queries, segment.statements, strict=True):
-            query.convert(statement.query, statement.params)
+        return [_convert_one(tx, statement) for statement in segment.statements]
     except psycopg.Error as error:  # a value that Postgres does not have, such as NUL in a text
         segment.error = error
         return []
-    return queries
+
+
+def _convert_one(tx: abc.Transformer, statement: Statement) -> _Query:
+    compiled = _compile_once if statement.prepare else _compile
+    text, formats = compiled(statement.query, tx.encoding)
+    params = tx.dump_sequence(statement.params, formats)
+    return _Query(text, params, tx.types or (), tx.formats or ())
+
+
+def _compile(query: str, encoding: str) -> tuple[bytes, list[PyFormat]]:
+    """The query with `$1` in place of `%s`, and a format for each parameter."""
+    text, formats, *_ = _query2pg_nocache(query.encode(encoding), encoding)
+    return text, formats or []
+
+
+# psycopg's own cache looks the text up by its bytes, and has to hash all of them.
+_compile_once = lru_cache(_compile)
 
 
 def _queue(
     conn: AsyncConnection[Any],
     segment: Segment,
-    queries: Sequence[PostgresQuery],
+    queries: Sequence[_Query],
     batch: dict[_Key, bytes],
 ) -> Iterator[_Command]:
     """Put `queries` into libpq's send buffer, each behind its preparation if it needs one."""
@@ -190,15 +213,15 @@ def _queue(
         # A pooler would mix up what its clients prepare.
         if not statement.prepare or conn.prepare_threshold is None:
             pgconn.send_query_params(
-                query.query, query.params, query.types, query.formats, Format.BINARY
+                query.text, query.params, query.types, query.formats, Format.BINARY
             )
             yield _Command(segment)
             continue
-        key = _Key(query.query, query.types)
+        key = _Key(query.text, query.types)
         name = _prepared.setdefault(conn, {}).get(key) or batch.get(key)
         if name is None:
             name = batch[key] = next(_names).encode()
-            pgconn.send_prepare(name, query.query, query.types)
+            pgconn.send_prepare(name, query.text, query.types)
             yield _Command(segment, key, name)
         pgconn.send_query_prepared(name, query.params, query.formats, Format.BINARY)
         yield _Command(segment)
