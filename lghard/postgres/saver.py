@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, LiteralString, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -32,7 +32,7 @@ from typing_extensions import override
 from lghard.errors import ThreadDeletedError
 from lghard.postgres.fence import PRIMARY_KEY, TABLES, bury, refuse_deleted
 from lghard.postgres.home import place_of
-from lghard.postgres.migrations import checkpoints, migrate
+from lghard.postgres.migrations import checkpoints
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
 from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
@@ -136,12 +136,9 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
                 or another replica does not get done within `deadline`. It says what to do next.
             psycopg.errors.ActiveSqlTransaction: the pool's connections are not in autocommit mode.
         """
-        await self._run("setup", self._migrate)
-
-    async def _migrate(self) -> None:
-        async with self._connection() as conn:
-            tables = {} if self.fence is None else TABLES
-            await migrate(conn, checkpoints(self.MIGRATIONS, tables), patience=self.deadline)
+        tables = {} if self.fence is None else TABLES
+        schema = checkpoints(self.MIGRATIONS, tables)
+        await self._run("setup", partial(self._set_up, [schema]))
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -263,7 +260,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
 
     async def _delete(self, thread_ids: Sequence[str]) -> None:
         # Not in a pipeline: where that is cancelled, psycopg leaves the connection in it for good.
-        async with self._cursor() as cur, cur.connection.transaction():
+        async with self._transaction() as cur:
             if self.fence is not None:
                 await bury(cur, thread_ids, fence=self.fence, patience=self.deadline)
             await delete_threads(cur, thread_ids)
@@ -287,7 +284,9 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         if isinstance(run_ids, str):
             raise TypeError("run_ids must be a sequence of run ids, not a str")
         params = {"run_ids": [str(run_id) for run_id in run_ids]}
-        severed = await self._run("adelete_for_runs", partial(self._fetch, DELETE_FOR_RUNS, params))
+        # Planned for these very runs.
+        deleting = Statement(DELETE_FOR_RUNS, params, prepare=False)
+        *_, severed = await self._run("adelete_for_runs", partial(self._fetch, [deleting]))
         if severed:
             threads = ", ".join(row["thread_id"] for row in severed)
             raise NotImplementedError(
@@ -309,12 +308,6 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         source, target = str(source_thread_id), str(target_thread_id)
         params = target, target, source, target, source, target, source
         await self._write("acopy_thread", target, [Statement(COPY_THREAD, params)])
-
-    async def _fetch(self, query: LiteralString, params: Mapping[str, Any]) -> list[DictRow]:
-        """The rows of one statement, planned for these very parameters."""
-        async with self._cursor() as cur:
-            await cur.execute(query, params, prepare=False)
-            return await cur.fetchall()
 
     @override
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -367,11 +360,11 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
 
     async def _refuse_delta_threads(self, thread_ids: Sequence[str]) -> None:
         """Before any is pruned, as upstream."""
-        async with self._cursor() as cur:
+        async with self._transaction() as cur:
             await _aexecute(cur, _refuse_delta_threads(thread_ids))
 
     async def _keep_latest(self, thread_id: str) -> None:
-        async with self._cursor() as cur, cur.connection.transaction():
+        async with self._transaction() as cur:
             await _aexecute(cur, _keep_latest(thread_id))
 
     @override

@@ -45,11 +45,11 @@ from typing_extensions import override
 from lghard.errors import ForeignLoopError
 from lghard.postgres.collecting import STOP_TIMEOUT, Call, Collector
 from lghard.postgres.home import place_of
-from lghard.postgres.migrations import Schema, migrate
+from lghard.postgres.migrations import Schema
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
-from lghard.postgres.retries import Connection
-from lghard.postgres.statements import Statement, fetch
+from lghard.postgres.settling import Connection
+from lghard.postgres.statements import Statement
 from lghard.resilience import is_transient
 
 T = TypeVar("T")
@@ -324,13 +324,6 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
             take = partial(_take_namespaces, results, index)
             yield Read(Statement(query, params, prepare=False), take)
 
-    async def _fetch(self, statements: Sequence[Statement]) -> list[list[DictRow]]:
-        async with self._connection() as conn:
-            if self.supports_pipeline:
-                return await fetch(conn, statements)
-            async with conn.cursor(binary=True, row_factory=dict_row) as cur:
-                return [await _fetch_one(cur, statement) for statement in statements]
-
     async def _put(self, ops: Sequence[PutOp], vectors: Vectors) -> None:
         """Put what counts, in an order that is the same everywhere, so that none wait in a ring."""
         last = {(op.namespace, op.key): op for op in ops}
@@ -367,12 +360,7 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
         if self.index_config:
             steps = self._vector_steps()
             schemas.append(Schema("vector_migrations", ["store_vectors"], steps, {}))
-        await self._run("store setup", partial(self._migrate, schemas))
-
-    async def _migrate(self, schemas: Sequence[Schema]) -> None:
-        async with self._connection() as conn:
-            for schema in schemas:
-                await migrate(conn, schema, patience=self.deadline)
+        await self._run("store setup", partial(self._set_up, schemas))
 
     def _vector_steps(self) -> dict[int, str]:
         """What this index needs; the base class also creates one that it has been told not to."""
@@ -396,11 +384,6 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
 
 def _indexed(kind: type[Kind], ops: Sequence[Op]) -> list[tuple[int, Kind]]:
     return [(index, op) for index, op in enumerate(ops) if isinstance(op, kind)]
-
-
-async def _fetch_one(cur: AsyncCursor[DictRow], statement: Statement) -> list[DictRow]:
-    await cur.execute(statement.query, statement.params)
-    return await cur.fetchall()
 
 
 def _answer(reads: Sequence[Read], rows: Sequence[DictRow]) -> None:

@@ -15,13 +15,12 @@ from lghard import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres.retries import (
     LONG,
     RULES,
-    Backend,
     Operation,
     Outage,
-    PoolerInBetween,
     Repeat,
     current_operation,
 )
+from lghard.postgres.settling import Backend, Unprovable
 from lghard.resilience import RetryBudget
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
@@ -651,7 +650,7 @@ async def test_a_conflict_is_no_outage(caplog):
 async def test_a_pooler_that_is_found_after_a_move_is_not_what_the_caller_hears():
     """An operation that is run again, with another pool, ends with what it has lost."""
     loss = psycopg.OperationalError("lost")
-    errors = [loss, PoolClosed(), PoolerInBetween()]
+    errors = [loss, PoolClosed(), Unprovable()]
 
     async def call():
         operation._loss = operation._loss or loss
