@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import LiteralString, TypeVar
 
 import psycopg
 from psycopg import AsyncCursor
@@ -100,23 +100,32 @@ class Operating:
             return rows[len(opening) :]
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncCursor[DictRow]]:
-        """A transaction, for what takes several messages."""
+    async def _transaction(self, first: LiteralString = "") -> AsyncIterator[AsyncCursor[DictRow]]:
+        """A transaction, for what takes several messages.
+
+        Not a pipeline: where that is cancelled, psycopg leaves the connection in it for good. Nor
+        would nothing be sent then before the opening has been answered.
+
+        Args:
+            first: what the block begins with, if it must stand before any query; it may come twice.
+        """
         async with self._connection() as conn:
-            opening = _opening(conn)
+            opening = _opening(conn, stepwise=True)
             async with (
                 conn.transaction(),
                 conn.cursor(binary=True, row_factory=dict_row) as cur,
             ):
+                if opening and first:
+                    await cur.execute(first)
                 for statement in opening:
                     await cur.execute(statement.query, statement.params)
                 yield cur
 
 
-def _opening(conn: Connection) -> Sequence[Statement]:
+def _opening(conn: Connection, *, stepwise: bool = False) -> Sequence[Statement]:
     """What has to stand before the statements of this attempt."""
     operation = current_operation()
-    return operation.begin(conn) if operation else ()
+    return operation.begin(conn, stepwise=stepwise) if operation else ()
 
 
 async def _fetch_each(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:

@@ -227,10 +227,15 @@ class Operation:
                     conn.pgconn.finish()  # its server has become a standby: the pool replaces it
                 raise
 
-    def begin(self, conn: Connection) -> Sequence[Statement]:
-        """What has to stand before the statements of this attempt, in the same transaction."""
+    def begin(self, conn: Connection, *, stepwise: bool = False) -> Sequence[Statement]:
+        """What has to stand before the statements of this attempt, in the same transaction.
+
+        Args:
+            conn: the connection.
+            stepwise: each statement is sent when the one before has been answered.
+        """
         if self.rule is Repeat.ONCE_GONE:
-            self._under_way = attempt_on(conn, self.pool)
+            self._under_way = attempt_on(conn, self.pool, stepwise=stepwise)
             return self._under_way.opening
         return ()
 

@@ -20,7 +20,12 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver, Conn
-from langgraph.checkpoint.postgres.base import _aexecute, _keep_latest, _refuse_delta_threads
+from langgraph.checkpoint.postgres.base import (
+    PRUNE_SNAPSHOT_SQL,
+    _aexecute,
+    _keep_latest,
+    _refuse_delta_threads,
+)
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
@@ -48,8 +53,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
     It differs from its base class in what it survives:
 
     - An operation that loses its connection is repeated on another one, until `deadline`. What
-      overwrites or deletes is repeated only once the server has confirmed that the lost backend is
-      gone; where that cannot be known, the error says that the outcome is unknown.
+      overwrites or deletes is repeated only once the server has confirmed that the lost attempt is
+      over; where that cannot be known, the error says that the outcome is unknown.
     - Operations run concurrently, each on a connection of its own. The base class holds one lock
       around waiting for a connection and using it.
     - `alist` holds no connection while the caller looks at what it yields.
@@ -130,6 +135,9 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
     @override
     async def setup(self) -> None:
         """As upstream, but any number of replicas may call it at once.
+
+        Behind a transaction pooler it also creates `lghard_voided_attempts`, which lets writes be
+        repeated there, or warns that this role may not.
 
         Raises:
             SchemaSetupError: tables are missing or out of date, and this role may not change that;
@@ -259,7 +267,6 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         await self._run("adelete_thread", partial(self._delete, [str(thread_id)]))
 
     async def _delete(self, thread_ids: Sequence[str]) -> None:
-        # Not in a pipeline: where that is cancelled, psycopg leaves the connection in it for good.
         async with self._transaction() as cur:
             if self.fence is not None:
                 await bury(cur, thread_ids, fence=self.fence, patience=self.deadline)
@@ -364,7 +371,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             await _aexecute(cur, _refuse_delta_threads(thread_ids))
 
     async def _keep_latest(self, thread_id: str) -> None:
-        async with self._transaction() as cur:
+        async with self._transaction(PRUNE_SNAPSHOT_SQL) as cur:
             await _aexecute(cur, _keep_latest(thread_id))
 
     @override

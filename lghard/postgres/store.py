@@ -89,7 +89,7 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
     It differs from its base class in what it survives:
 
     - An operation that loses its connection is repeated on another one, until `deadline`: a read at
-      once, a put or delete when the server has confirmed that the lost backend is gone; where that
+      once, a put or delete when the server has confirmed that the lost attempt is over; where that
       cannot be known, the error says that the outcome is unknown.
     - Operations that are called at the same moment still share a round trip, but not their fate:
       the base class has one task that does one batch after the other, where one slow operation
@@ -349,6 +349,9 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
     @override
     async def setup(self) -> None:
         """As upstream, but any number of replicas may call it at once.
+
+        Behind a transaction pooler it also creates `lghard_voided_attempts`, which lets writes be
+        repeated there, or warns that this role may not.
 
         Raises:
             SchemaSetupError: tables are missing or out of date, and this role may not change that;

@@ -13,13 +13,16 @@ its message arrives, and whoever delivers it.
 
 That takes READ COMMITTED: elsewhere the snapshot may be older than the lock. There, and where the
 table is missing, nothing is voided, and the outcome of what is lost stays unknown.
+
+A transaction of several messages needs the lock alone. Its COMMIT is sent once the lock has been
+answered, so whatever may yet be committed holds it.
 """
 
 import logging
 import secrets
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import psycopg
 from psycopg.rows import dict_row
@@ -39,8 +42,8 @@ _CREATE = f"""
 CREATE TABLE IF NOT EXISTS {TABLE} (token BIGINT PRIMARY KEY, voided_at TIMESTAMPTZ NOT NULL)
 """
 
-# The key of the lock is the token itself, 63 random bits: locks of one key are apart from those of
-# two, which are the fence's and the migrations'.
+# The key of the lock is the token itself, 63 random bits. Locks of one key are apart from those of
+# two, such as the fence's and the migrations'.
 _LOCK = "SELECT pg_advisory_xact_lock_shared(%s::bigint)"
 
 # A statement of its own, whose snapshot is younger than the lock; where it is not, a NULL says so.
@@ -99,10 +102,15 @@ _ADVICE = (
 )
 
 
-class Voidable(NamedTuple):
-    """An attempt that can be declared void."""
+class Locking:
+    """An attempt that holds a lock before it does anything.
 
-    token: int
+    Args:
+        token: the key of the lock, 63 random bits.
+    """
+
+    def __init__(self, token: int) -> None:
+        self.token = token
 
     @override
     def __str__(self) -> str:
@@ -110,33 +118,60 @@ class Voidable(NamedTuple):
 
     @property
     def opening(self) -> Sequence[Statement]:
-        """What takes the token's lock, and fails if the token is void."""
-        return Statement(_LOCK, (self.token,)), Statement(_REFUSE_VOIDED, (self.token,))
+        """What takes the lock. Nothing else may be sent before it has been answered."""
+        return (Statement(_LOCK, (self.token,)),)
 
     async def is_over(self, conn: Connection) -> bool:
-        """Declare it void; whether it is not at work any more.
+        """Whether nobody holds its lock.
 
         `pg_terminate_backend` is no proof by itself: a frozen process obeys when it thaws.
-
-        Raises:
-            Unprovable: this role may not declare it void, or the table is not there any more.
         """
-        params = {"token": self.token}
         async with conn.cursor(row_factory=dict_row) as cur:
             try:
-                await cur.execute(_VOID, params, prepare=False)
-                await conn.commit()  # which is nothing in autocommit mode
-                await cur.execute(_TERMINATE, params, prepare=False)
-            except _IMPOSSIBLE as error:
-                if is_impossible(error):
-                    raise Unprovable from error
-                return False  # it is at work, for a role that this session has put aside
+                await cur.execute(_TERMINATE, {"token": self.token}, prepare=False)
+            except psycopg.errors.InsufficientPrivilege:
+                return False  # it belongs to a role that this session has put aside
             row: dict[str, Any] = await cur.fetchone() or {}
         return not row["present"]
 
 
-def attempt_on(conn: Connection, pool: AsyncConnectionPool[Any] | None) -> Attempt:
-    """A new attempt on a connection of `pool`: voidable, where that is of use and possible."""
+class Voidable(Locking):
+    """An attempt that can be declared void: it may be sent as one message."""
+
+    @property
+    @override
+    def opening(self) -> Sequence[Statement]:
+        """What takes the lock, and fails if the token is void."""
+        return *super().opening, Statement(_REFUSE_VOIDED, (self.token,))
+
+    @override
+    async def is_over(self, conn: Connection) -> bool:
+        """Declare it void; whether nobody holds its lock.
+
+        Raises:
+            Unprovable: this role may not declare it void, or the table is not there any more.
+        """
+        async with conn.cursor() as cur:
+            try:
+                await cur.execute(_VOID, {"token": self.token}, prepare=False)
+            except _IMPOSSIBLE as error:
+                raise Unprovable from error
+        await conn.commit()  # which is nothing in autocommit mode
+        return await super().is_over(conn)
+
+
+def attempt_on(
+    conn: Connection, pool: AsyncConnectionPool[Any] | None, *, stepwise: bool = False
+) -> Attempt:
+    """A new attempt on a connection of `pool`, told by a token where that is necessary.
+
+    Args:
+        conn: the connection.
+        pool: where it comes from.
+        stepwise: each of its statements is sent when the one before has been answered.
+    """
+    if _is_pooled(pool) and stepwise:
+        return Locking(secrets.randbits(63))
     if _is_pooled(pool) and monotonic() >= pool._unvoidable_until:
         return Voidable(secrets.randbits(63))
     return Backend.of(conn)
