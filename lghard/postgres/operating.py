@@ -103,8 +103,8 @@ class Operating:
     async def _transaction(self, first: LiteralString = "") -> AsyncIterator[AsyncCursor[DictRow]]:
         """A transaction, for what takes several messages.
 
-        Not a pipeline: where that is cancelled, psycopg leaves the connection in it for good. Nor
-        would nothing be sent then before the opening has been answered.
+        Not a pipeline: where that is cancelled, psycopg leaves the connection in it for good. And
+        nothing may be sent before the opening has been answered, see voiding.py.
 
         Args:
             first: what the block begins with, if it must stand before any query; it may come twice.
