@@ -6,7 +6,7 @@ an operation leave in one `send`, behind one Sync, which also makes them one tra
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -23,13 +23,13 @@ from psycopg.rows import DictRow
 
 
 class Statement(NamedTuple):
-    """A query with `%s` placeholders, and its parameters.
+    """A query with placeholders, and its parameters.
 
     `prepare` is for a text that comes again and again: whatever is prepared, stays so.
     """
 
     query: str
-    params: Sequence[Any]
+    params: Sequence[Any] | Mapping[str, Any]
     prepare: bool = True
 
 

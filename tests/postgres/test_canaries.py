@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.postgres.base import PRUNE_SNAPSHOT_SQL, _keep_latest
 from langgraph.store.base import GetOp, PutOp, SearchOp
 from langgraph.store.postgres import AsyncPostgresStore
 from langgraph.store.postgres.base import PLACEHOLDER
@@ -643,3 +644,12 @@ def test_the_sweep_of_a_store_goes_through_its_cursor() -> None:
     """It deletes what has expired, and nothing else, so it may be repeated."""
     source = inspect.getsource(AsyncPostgresStore.sweep_ttl)
     assert ("self._cursor(" in source, "expires_at < NOW()" in source) == (True, True)
+
+
+def test_upstreams_pruning_sets_its_isolation_level_first() -> None:
+    """Behind a pooler the same statement stands before it, and a lock in between."""
+    statement, params, _ = next(_keep_latest("t"))
+    assert (PRUNE_SNAPSHOT_SQL, ()) == (statement, params)
+    assert PRUNE_SNAPSHOT_SQL == "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", (
+        "saver.py, _keep_latest, executes it twice, which is once as long as the level is the same"
+    )
