@@ -20,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
 
 from lghard.postgres.liveness import abort_after
+from lghard.postgres.statements import StatementRefusedError
 from lghard.resilience import RetryBudget, backoff, is_conflict, is_transient
 
 logger = logging.getLogger("lghard.postgres")
@@ -249,6 +250,8 @@ class Operation:
                     raise StillAtWork
 
     def _note_loss(self, conn: Connection, backend: Backend, error: psycopg.Error) -> None:
+        if isinstance(error, StatementRefusedError):
+            return  # we have closed it ourselves, before there was anything to commit
         if conn.closed:
             self._loss = error
             self._lost.append(backend)
