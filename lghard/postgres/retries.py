@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
 
 from lghard.postgres.liveness import abort_after
 from lghard.postgres.settling import Attempt, Backend, Connection, Unprovable
-from lghard.postgres.statements import Statement
+from lghard.postgres.statements import Statement, StatementRefusedError
 from lghard.postgres.voiding import advice, attempt_on, is_impossible, note_impossible
 from lghard.resilience import RetryBudget, backoff, is_conflict, is_transient
 
@@ -221,7 +221,9 @@ class Operation:
             except psycopg.Error as error:
                 if monotonic() - began >= patience:
                     self._attempt_timeout *= 2  # perhaps it is not the server, but a large task
-                if conn.closed:
+                if isinstance(error, StatementRefusedError):
+                    pass  # we have closed it ourselves, before there was anything to commit
+                elif conn.closed:
                     self.note_loss(self._under_way, error)
                 elif error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate:
                     conn.pgconn.finish()  # its server has become a standby: the pool replaces it

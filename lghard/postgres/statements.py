@@ -17,9 +17,11 @@ from psycopg._queries import PostgresQuery
 from psycopg.abc import PQGen
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import DictRow
+
+from lghard.errors import LghardError
 
 
 class Statement(NamedTuple):
@@ -31,6 +33,16 @@ class Statement(NamedTuple):
     query: str
     params: Sequence[Any] | Mapping[str, Any]
     prepare: bool = True
+
+
+class StatementRefusedError(LghardError, psycopg.OperationalError):
+    """libpq does not send a statement, such as one with more than 65,535 parameters.
+
+    Nothing was done. psycopg's error looks like that of a lost connection, but this one would be
+    refused on any other as well.
+    """
+
+    __module__ = "lghard"
 
 
 class _Key(NamedTuple):
@@ -68,6 +80,7 @@ async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> l
         the result of each.
 
     Raises:
+        StatementRefusedError: one of them cannot be sent; the connection is closed.
         psycopg.Error: of the first statement that failed; none of them has had any effect.
     """
     try:
@@ -94,9 +107,14 @@ async def _send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> 
                 for command in _queue(conn, query, batch, prepare=statement.prepare)
             ]
             conn.pgconn.pipeline_sync()
-        except BaseException:  # whatever stops it half-way
+        except BaseException as error:  # whatever stops it half-way
+            was_lost = conn.pgconn.status != ConnStatus.OK
             conn.pgconn.finish()  # nobody may have it in the middle of a pipeline
-            raise
+            if was_lost or not isinstance(error, psycopg.OperationalError):
+                raise
+            raise StatementRefusedError(
+                f"{error}: nothing was done; ask for less at once, or store less in one item"
+            ) from error
         return await conn.wait(_complete(conn, commands))
 
 

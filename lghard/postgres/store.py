@@ -49,7 +49,7 @@ from lghard.postgres.migrations import Schema
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
 from lghard.postgres.settling import Connection
-from lghard.postgres.statements import Statement
+from lghard.postgres.statements import Statement, StatementRefusedError
 from lghard.resilience import is_transient
 
 T = TypeVar("T")
@@ -60,8 +60,10 @@ Kind = TypeVar("Kind", bound=Op)
 DRAIN_TIMEOUT = 10.0
 """Seconds that closing waits for operations that are under way."""
 
-# Items in one statement; it can have 65,535 parameters, and an item has five, a vector four.
+# Items in one statement, and vectors, of which an item may have any number. A statement can have
+# 65,535 parameters; an item has five, a vector four.
 _ROWS = 100
+_VECTORS = 65_535 // 4
 
 # A read that was lost while it waited may yet prolong an item's life, by what was the time then.
 _PROLONG = "SET expires_at = NOW() + (s.ttl_minutes || ' minutes')::interval"
@@ -70,7 +72,11 @@ _NEVER_SHORTEN = (
 )
 
 # What is the fault of one operation alone, beside the errors that are no OperationalError at all.
-_OF_ONE = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+_OF_ONE = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    StatementRefusedError,
+)
 
 # What may stand in the statement that creates an index: none of it can be a parameter.
 _WORDS = {"vector_type": ("vector", "halfvec"), "index_type": ("hnsw", "ivfflat")}
@@ -335,6 +341,11 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
 
     def _statements(self, ops: Sequence[PutOp], vectors: Vectors) -> Iterator[Statement]:
         queries, request = self._prepare_batch_PUT_queries([*enumerate(ops)])
+        if request and len(request[1]) > _VECTORS and len(ops) > 1:
+            half = len(ops) // 2
+            yield from self._statements(ops[:half], vectors)
+            yield from self._statements(ops[half:], vectors)
+            return
         for query, params in queries:
             yield Statement(query, params, prepare=len(ops) == 1)
         if request:

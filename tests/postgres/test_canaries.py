@@ -399,6 +399,8 @@ async def test_attribute_of_a_pool(attribute: str, kind: type, used_by: str) -> 
         ("lock", "statements.py, _send"),
         ("wait", "statements.py, _send"),
         ("prepare_threshold", "statements.py, _queue"),
+        ("_try_cancel", "liveness.py, abort_after"),
+        ("cancel_safe", "liveness.py, _ask_to_cancel"),
         ("pgconn.backend_pid", "retries.py, Operation.connection"),
         ("pgconn.socket", "liveness.py, look"),
         ("pgconn.consume_input", "liveness.py, _survives_reading"),
