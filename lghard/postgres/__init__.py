@@ -16,6 +16,7 @@ from lghard.postgres.saver import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres.settings import PoolSettings
 from lghard.postgres.shared import close_shared_pools, shared_pool
 from lghard.postgres.sizing import PoolPlan, plan_pool
+from lghard.postgres.statements import StatementRefusedError
 from lghard.postgres.store import open_store
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PoolPlan",
     "PoolSettings",
     "PoolSnapshot",
+    "StatementRefusedError",
     "close_shared_pools",
     "open_checkpointer",
     "open_pool",

@@ -16,7 +16,6 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from copy import copy
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -25,17 +24,11 @@ import psycopg
 from psycopg.rows import DictRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from lghard.postgres.liveness import abort_after
+from lghard.postgres.batch import LARGE, Job, copy_of, execute
 from lghard.postgres.pool import ManagedPool
-from lghard.postgres.retries import (
-    Backend,
-    Connection,
-    Operation,
-    Outage,
-    PoolerInBetween,
-    StillAtWork,
-)
-from lghard.postgres.statements import Segment, Statement, rows_of, send_segments
+from lghard.postgres.retries import Outage
+from lghard.postgres.settling import Attempt, Connection
+from lghard.postgres.voiding import attempt_on
 
 CONNECTIONS: Final = 4
 """Connections that batches use at once, at most: with more of them, batches are smaller."""
@@ -46,9 +39,8 @@ QUEUE: Final = 20_000
 QUEUE_BYTES: Final = 256_000_000
 """Bytes that they may have together; the last one to come may exceed it."""
 
-# Operations and bytes in one batch at most. What has more bytes by itself is sent alone.
+# Operations in one batch at most.
 _MOST: Final = 64
-_LARGE: Final = 1_000_000
 
 # Threads of which the last one that was read or written was large: the next one is read alone.
 _REMEMBERED: Final = 1_000
@@ -59,83 +51,7 @@ _ROUNDS: Final = 50
 # Seconds after which a batch that is still under way does not count: another one may be sent.
 _SLOW: Final = 0.1
 
-# In company nobody waits for a lock for longer than this. Who has to, waits alone.
-_IN_COMPANY: Final = Statement("SELECT set_config('lock_timeout', '100ms', true)", ())
-
 _BATCHES: Final = "_lghard_batches"
-
-
-class Job:
-    """An operation in line.
-
-    Attributes:
-        operation: its deadline, and what its attempts have left behind.
-        statements: what to execute, all or none.
-        is_read: whether somebody wants the rows of the last one.
-        size: about how many bytes it sends.
-        alone: whether it is sent without company.
-    """
-
-    __slots__ = (
-        "alone",
-        "backend",
-        "done",
-        "found",
-        "is_read",
-        "line",
-        "operation",
-        "size",
-        "statements",
-        "timer",
-    )
-
-    def __init__(
-        self,
-        operation: Operation,
-        statements: Sequence[Statement],
-        *,
-        is_read: bool = False,
-        size: int = 0,
-    ) -> None:
-        self.operation = operation
-        self.statements = statements
-        self.is_read = is_read
-        self.size = size
-        self.alone = self.size >= _LARGE
-        self.found = 0
-        self.line: Line
-        self.timer: asyncio.TimerHandle
-        # While it wants to be sent, or is under way: who waits for it, and where it has been sent.
-        self.done: asyncio.Future[list[DictRow]] | None = None
-        self.backend: Backend | None = None
-
-    def wants_to_be_sent(self) -> bool:
-        """Whether it stands in line for an attempt, and nobody has sent it yet."""
-        return self.backend is None and self._is_awaited()
-
-    def answer(self, rows: list[DictRow]) -> None:
-        """It is done, and returned `rows`."""
-        if self.done and self._is_awaited():
-            self.done.set_result(rows)
-
-    def fail(self, error: psycopg.Error) -> None:
-        """It has had no effect."""
-        if self.done and self._is_awaited():
-            self.done.set_exception(error)
-
-    def be_alone(self) -> None:
-        """It has had no effect, and wants to be sent again, without company."""
-        self.backend, self.alone = None, True
-
-    def lose(self, loss: psycopg.Error) -> None:
-        """Its connection was lost under it."""
-        if self.done and self.backend and self._is_awaited():
-            own = _copy(loss)
-            self.operation.note_loss(self.backend, own)
-            self.done.set_exception(own)
-
-    def _is_awaited(self) -> bool:
-        return self.done is not None and not self.done.done()
 
 
 class Line:
@@ -232,7 +148,7 @@ class Batches:
             self._outside.popleft().set_result(None)
 
     def _remember(self, job: Job) -> None:
-        if max(job.size, job.found) >= _LARGE:
+        if max(job.size, job.found) >= LARGE:
             self._large[job.line.thread] = None
             self._large.move_to_end(job.line.thread)
             if len(self._large) > _REMEMBERED:
@@ -252,7 +168,7 @@ class Batches:
 
     async def _attempt(self, job: Job) -> list[DictRow]:
         loop = asyncio.get_running_loop()
-        job.backend, job.done = None, loop.create_future()
+        job.attempt, job.done = None, loop.create_future()
         patience = min(self._pool.timeout, job.operation.remaining())
         job.timer = loop.call_later(patience, self._expire, job)
         self.offer(job.line)
@@ -343,20 +259,20 @@ class Lane:
         for _ in range(_ROUNDS):
             if conn.closed or not self._ready or self._pool._waiting:
                 break
-            if batch := self._take(Backend.of(conn)):
+            if batch := self._take(attempt_on(conn, self._pool)):
                 await self._send(conn, batch)
 
-    def _take(self, backend: Backend) -> list[Job]:
+    def _take(self, attempt: Attempt) -> list[Job]:
         """The next batch: of each line, what stands at its head and may go together."""
         batch: list[Job] = []
         size = 0
-        while self._ready and len(batch) < self._most and size < _LARGE:
+        while self._ready and len(batch) < self._most and size < LARGE:
             line = self._ready.popleft()
             taken = len(batch)
             for job in line.jobs:
-                if len(batch) == self._most or size >= _LARGE or not self._fits(job):
+                if len(batch) == self._most or size >= LARGE or not self._fits(job):
                     break
-                job.backend = backend
+                job.attempt = attempt
                 size += job.size
                 batch.append(job)
             if len(batch) == taken:  # they have left, or what is first now belongs elsewhere
@@ -372,7 +288,7 @@ class Lane:
         timer = asyncio.get_running_loop().call_later(_SLOW, self._wake)
         self._wake()
         try:
-            await execute(conn, batch)
+            await execute(conn, batch, self._pool)
         finally:
             timer.cancel()
             self._senders[sender] = None
@@ -389,105 +305,5 @@ class Lane:
             line = self._ready.popleft()
             for job in line.jobs:
                 if job.wants_to_be_sent():
-                    job.fail(_copy(error))
+                    job.fail(copy_of(error))
             self._release(line)
-
-
-async def execute(conn: Connection, batch: Sequence[Job]) -> None:
-    """Execute the operations in one round trip, or in a few where one fails; each hears for itself.
-
-    Raises:
-        psycopg.errors.ReadOnlySqlTransaction: the server has become a standby.
-    """
-    began = monotonic()
-    patience = max(job.operation.attempt_time() for job in batch)
-    try:
-        with abort_after(conn, patience):
-            settled = await _settled(conn, batch)
-            if settled and not await _execute_together(conn, settled):
-                await _execute_each(conn, settled)
-    except psycopg.errors.ReadOnlySqlTransaction:
-        conn.pgconn.finish()  # the pool must replace it
-        raise
-    except psycopg.Error as loss:
-        for job in batch:
-            if monotonic() - began >= patience:
-                job.operation.take_longer()
-            job.lose(loss)
-    finally:
-        for job in batch:
-            job.lose(psycopg.OperationalError("what sends the operations has been cancelled"))
-
-
-async def _settled(conn: Connection, batch: Sequence[Job]) -> list[Job]:
-    """Those of which no earlier attempt can still be at work."""
-    settled = []
-    for job in batch:
-        try:
-            await job.operation.settle(conn)
-        except (StillAtWork, PoolerInBetween) as error:
-            job.fail(error)
-        else:
-            settled.append(job)
-    return settled
-
-
-async def _execute_together(conn: Connection, jobs: Sequence[Job]) -> bool:
-    """Whether they could be executed as one transaction; if not, none was."""
-    segments = [Segment(job.statements) for job in jobs]
-    if len(jobs) == 1:
-        await send_segments(conn, [segments])
-        _tell(conn, jobs[0], segments[0])
-        return True
-    await send_segments(conn, [[Segment([_IN_COMPANY]), *segments]])
-    if not all(segment.is_done for segment in segments):
-        return False
-    for job, segment in zip(jobs, segments, strict=True):
-        _tell(conn, job, segment)
-    return True
-
-
-async def _execute_each(conn: Connection, jobs: Sequence[Job]) -> None:
-    """Execute each as a transaction of its own."""
-    segments = [Segment([_IN_COMPANY, *job.statements]) for job in jobs]
-    try:
-        await send_segments(conn, [[segment] for segment in segments])
-    finally:
-        for job, segment in zip(jobs, segments, strict=True):
-            if isinstance(segment.error, psycopg.errors.LockNotAvailable):
-                job.be_alone()
-            else:
-                _tell(conn, job, segment)
-
-
-def _tell(conn: Connection, job: Job, segment: Segment) -> None:
-    """What has become of it; nothing, if nobody knows."""
-    if segment.error:
-        job.fail(segment.error)
-    elif segment.is_done and not job.is_read:
-        job.answer([])
-    elif segment.is_done and not conn.closed:
-        rows = rows_of(conn, segment.results[-1])
-        job.found = weight(rows)
-        job.answer(rows)
-
-
-def weight(value: object) -> int:
-    """About how many bytes it has: those of the texts and bytes in it."""
-    total, left = 0, [value]
-    while left:
-        each = left.pop()
-        if isinstance(each, bytes | str):
-            total += len(each)
-        elif isinstance(each, dict):
-            left.extend(each.values())
-        elif isinstance(each, list | tuple):
-            left.extend(each)
-    return total
-
-
-def _copy(error: psycopg.Error) -> psycopg.Error:
-    """Another one like `error`: each of those who get it adds notes of its own."""
-    other = copy(error)
-    other.__cause__, other.__notes__ = error.__cause__, [*getattr(error, "__notes__", [])]
-    return other

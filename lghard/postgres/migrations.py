@@ -92,11 +92,11 @@ async def migrate(
     """
     async with conn.cursor(row_factory=dict_row) as cur:
         try:
-            if await _missing(cur, schema.further) or not await _is_current(cur, schema):
+            if await missing(cur, schema.further) or not await _is_current(cur, schema):
                 async with _alone(cur, patience):
                     await _rebuild_invalid_indexes(cur, schema)
                     await _run_missing(cur, schema)
-                    for table in await _missing(cur, schema.further):
+                    for table in await missing(cur, schema.further):
                         await cur.execute(schema.further[table].encode())
         except asyncio.CancelledError:
             conn.pgconn.finish()  # whose session may still have the lock, or no timeouts
@@ -110,7 +110,7 @@ Cursor = psycopg.AsyncCursor[DictRow]
 
 
 async def _is_current(cur: Cursor, schema: Schema) -> bool:
-    if await _missing(cur, [schema.versions]):
+    if await missing(cur, [schema.versions]):
         return False
     version = await _version(cur, schema)
     return version >= max(schema.migrations) and not await _invalid_indexes(cur, schema)
@@ -245,8 +245,8 @@ async def _refusal(cur: Cursor, tables: Iterable[str], error: psycopg.Error) -> 
     if schema is None:
         step = "CREATE SCHEMA, or correct the search_path"
         return SchemaSetupError(f"no schema for LangGraph's tables: {error}; next step: {step}")
-    if missing := await _missing(cur, tables):
-        what = f"tables are missing in schema {schema} ({', '.join(missing)})"
+    if absent := await missing(cur, tables):
+        what = f"tables are missing in schema {schema} ({', '.join(absent)})"
         step = f"GRANT CREATE ON SCHEMA {schema} TO {role}"
     else:
         what = f"the tables in schema {schema} are out of date, or not to be read"
@@ -257,7 +257,8 @@ async def _refusal(cur: Cursor, tables: Iterable[str], error: psycopg.Error) -> 
     )
 
 
-async def _missing(cur: Cursor, tables: Iterable[str]) -> list[str]:
+async def missing(cur: Cursor, tables: Iterable[str]) -> list[str]:
+    """Those of `tables` that are not there, where they would be created."""
     return [table for table in tables if not await _answer(cur, _EXISTS, table)]
 
 

@@ -1,19 +1,24 @@
 """What a checkpointer and a store have in common: operations on a pool, repeated by their rules."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import LiteralString, TypeVar
 
 import psycopg
-from psycopg.rows import DictRow
+from psycopg import AsyncCursor
+from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from lghard.postgres.advice import advise
-from lghard.postgres.batching import Batches, Job
+from lghard.postgres.batch import Job
+from lghard.postgres.batching import Batches
 from lghard.postgres.home import Here, Place
-from lghard.postgres.retries import Connection, Operation, Outage, current_operation
-from lghard.postgres.statements import Statement, send
+from lghard.postgres.migrations import Schema, migrate
+from lghard.postgres.retries import Operation, Outage, current_operation
+from lghard.postgres.settling import Connection
+from lghard.postgres.statements import Statement, fetch, send
+from lghard.postgres.voiding import provide
 
 T = TypeVar("T")
 
@@ -95,12 +100,67 @@ class Operating:
         operation = current_operation() or self._operation("setup")
         return operation.connection(operation.pool or self.conn)
 
+    async def _set_up(self, schemas: Sequence[Schema]) -> None:
+        async with self._connection() as conn:
+            for schema in schemas:
+                await migrate(conn, schema, patience=self.deadline)
+            operation = current_operation()
+            await provide(conn, (operation and operation.pool) or self.conn)
+
     async def _execute(self, statements: Sequence[Statement]) -> None:
         """Execute `statements` all or none."""
         async with self._connection() as conn:
+            statements = [*_opening(conn), *statements]
             if self.supports_pipeline:
                 await send(conn, statements)
-                return
-            async with conn.transaction(), conn.cursor() as cur:
-                for statement in statements:
+            else:
+                await _fetch_each(conn, statements)
+
+    async def _fetch(self, statements: Sequence[Statement]) -> list[list[DictRow]]:
+        """As `_execute`, and the rows of each."""
+        async with self._connection() as conn:
+            opening = _opening(conn)
+            if self.supports_pipeline:
+                rows = await fetch(conn, [*opening, *statements])
+            else:
+                rows = await _fetch_each(conn, [*opening, *statements])
+            return rows[len(opening) :]
+
+    @asynccontextmanager
+    async def _transaction(self, first: LiteralString = "") -> AsyncIterator[AsyncCursor[DictRow]]:
+        """A transaction, for what takes several messages.
+
+        Not a pipeline: where that is cancelled, psycopg leaves the connection in it for good. And
+        nothing may be sent before the opening has been answered, see voiding.py.
+
+        Args:
+            first: what the block begins with, if it must stand before any query; it may come twice.
+        """
+        async with self._connection() as conn:
+            opening = _opening(conn, stepwise=True)
+            async with (
+                conn.transaction(),
+                conn.cursor(binary=True, row_factory=dict_row) as cur,
+            ):
+                if opening and first:
+                    await cur.execute(first)
+                for statement in opening:
                     await cur.execute(statement.query, statement.params)
+                yield cur
+
+
+def _opening(conn: Connection, *, stepwise: bool = False) -> Sequence[Statement]:
+    """What has to stand before the statements of this attempt."""
+    operation = current_operation()
+    return operation.begin(conn, stepwise=stepwise) if operation else ()
+
+
+async def _fetch_each(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:
+    """The rows of each of `statements`, for a libpq that cannot send several in one message."""
+    async with conn.transaction(), conn.cursor(binary=True, row_factory=dict_row) as cur:
+        return [await _fetch_one(cur, statement) for statement in statements]
+
+
+async def _fetch_one(cur: AsyncCursor[DictRow], statement: Statement) -> list[DictRow]:
+    await cur.execute(statement.query, statement.params)
+    return await cur.fetchall() if cur.description else []

@@ -83,6 +83,9 @@ class ManagedPool(AsyncConnectionPool[ACT]):
     leak_after: float | None = None
     pooler: bool | None = None
 
+    # Until when the table that voiding.py needs counts as missing.
+    _unvoidable_until: float = 0.0
+
     _waiting: deque[Waiter[ACT]]  # type: ignore[assignment]
     _connecting: int = 0
     _made: ACT | None = None

@@ -2,30 +2,31 @@
 
 A connection that dies under an operation leaves the outcome unknown: the statement may have been
 committed just before, or, where the server's backend was only frozen or cut off, may yet be.
-Repeating is safe when that makes no difference, or once the old backend is provably gone.
+Repeating is safe when that makes no difference, or once the lost attempt is provably over.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from time import monotonic
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
 
 from lghard.postgres.liveness import abort_after
+from lghard.postgres.settling import Attempt, Backend, Connection, Unprovable
+from lghard.postgres.statements import Statement, StatementRefusedError
+from lghard.postgres.voiding import advice, attempt_on, is_impossible, note_impossible
 from lghard.resilience import RetryBudget, backoff, is_conflict, is_transient
 
 logger = logging.getLogger("lghard.postgres")
 
 T = TypeVar("T")
-Connection = psycopg.AsyncConnection[DictRow]
 
 
 class Repeat(Enum):
@@ -70,39 +71,6 @@ LONG = frozenset(
 _LONG_ATTEMPT = 3600.0  # seconds
 
 
-class Backend(NamedTuple):
-    """A server process that was at work for us when its connection was lost."""
-
-    pid: int
-    connected_at: float
-
-    @classmethod
-    def of(cls, conn: Connection) -> "Backend":
-        """The one at the other end."""
-        return cls(conn.pgconn.backend_pid, conn._created_at)
-
-
-# Seconds by which the age of a backend, told by the server's clock, may fall short of the age of
-# our connection to it, told by ours.
-_CLOCK_TOLERANCE = 1.0
-
-# A backend cannot be younger than the connection it served, so a younger one with the same process
-# id is a stranger; and a server that was started since then has none of its old backends.
-_TERMINATE = """
-WITH suspect AS (
-    SELECT pid, usename = session_user AND datname = current_database() AS ours
-    FROM pg_catalog.pg_stat_activity
-    WHERE pid = %(pid)s
-    AND pid <> pg_catalog.pg_backend_pid()
-    AND clock_timestamp() - pg_postmaster_start_time() >= make_interval(secs => %(least_age)s)
-    AND coalesce(clock_timestamp() - backend_start >= make_interval(secs => %(least_age)s), true)
-)
-SELECT
-    pg_backend_pid() AS own_pid,
-    EXISTS (SELECT FROM suspect) AS present,
-    (SELECT pg_terminate_backend(pid) FROM suspect WHERE ours) AS terminated
-"""
-
 _current: ContextVar["Operation | None"] = ContextVar("lghard_operation", default=None)
 
 
@@ -125,7 +93,8 @@ class Operation:
         self._deadline = deadline
         self._attempt_timeout = _LONG_ATTEMPT if name in LONG else attempt_timeout
         self._ends_at = self._started_at + (_LONG_ATTEMPT if name in LONG else deadline)
-        self._lost: list[Backend] = []
+        self._under_way: Attempt | None = None
+        self._lost: list[Attempt] = []
         self._loss: psycopg.Error | None = None
         self._error: psycopg.Error | None = None
 
@@ -181,12 +150,22 @@ class Operation:
     async def _attempt(self, call: Callable[[], Awaitable[T]], budget: RetryBudget) -> T:
         self.attempts += 1
         try:
-            result = await call()
+            result = await self._call(call)
         except psycopg.Error as error:
             self._error = error
             raise
         budget.succeed()
         return result
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`; where an attempt cannot be voided, of one that is not voidable."""
+        try:
+            return await call()
+        except psycopg.Error as error:
+            if not is_impossible(error):
+                raise
+            note_impossible(self.pool)
+        return await call()
 
     async def _attempt_in_turn(self, call: Callable[[], Awaitable[T]], budget: RetryBudget) -> T:
         """Another attempt, as soon as the budget allows one."""
@@ -204,7 +183,7 @@ class Operation:
         """What the caller hears in the end, with notes on what was tried."""
         elapsed = monotonic() - self._started_at
         tried = f"lghard: {self.name} was tried {self.attempts} times in {elapsed:.1f} s"
-        if isinstance(error, StillAtWork | PoolerInBetween) and self._loss:
+        if isinstance(error, StillAtWork | Unprovable) and self._loss:
             error = self._loss
         elif self._may_repeat(error):
             tried += "; for a longer outage raise the deadline"
@@ -214,34 +193,43 @@ class Operation:
     def say_if_unknown(self, error: psycopg.Error) -> None:
         """Note on the error it ends with that it may have succeeded all the same."""
         if self._lost and self.rule is Repeat.ONCE_GONE:
-            pids = ", ".join(str(backend.pid) for backend in self._lost)
+            lost = " and ".join(map(str, self._lost))
             error.add_note(
                 f"lghard: the outcome of {self.name} is unknown: a connection was lost under it, "
-                f"and its backend ({pids}) may have committed, or may yet. It is not repeated any "
-                f"more: {self.rule.value}. Read what is stored before you try again."
+                f"and {lost} may have committed, or may yet. It is not repeated any more: "
+                f"{self.rule.value}. Read what is stored before you try again."
             )
+            if step := advice(self.pool):
+                error.add_note(step)
 
     @asynccontextmanager
     async def connection(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
         """A connection for one attempt, on which nothing waits longer than the attempt may take."""
         async with pool.connection(timeout=min(pool.timeout, self.remaining())) as conn:
-            backend = Backend.of(conn)
             patience = self.attempt_time()
             began = monotonic()
+            self._under_way = None
             try:
                 with abort_after(conn, patience):
                     await self.settle(conn)
+                    self._under_way = Backend.of(conn)
                     yield conn
                     if not conn.autocommit:  # here, where it is bounded and a loss is noted
                         await conn.commit()
             except psycopg.Error as error:
                 if monotonic() - began >= patience:
                     self.take_longer()
-                if conn.closed:
-                    self.note_loss(backend, error)
-                elif error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate:
-                    conn.pgconn.finish()  # its server is a standby now: the pool must replace it
+                self._judge(error, conn)
                 raise
+
+    def _judge(self, error: psycopg.Error, conn: Connection) -> None:
+        """What `error` means for `conn`, and for the attempt on it."""
+        if isinstance(error, StatementRefusedError):
+            return  # we have closed it ourselves, before there was anything to commit
+        if conn.closed:
+            self.note_loss(self._under_way, error)
+        elif error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate:
+            conn.pgconn.finish()  # its server has become a standby: the pool replaces it
 
     def attempt_time(self) -> float:
         """Seconds that the server may take to answer the next attempt."""
@@ -253,49 +241,49 @@ class Operation:
         """An attempt was given up: perhaps it is not the server, but a large task."""
         self._attempt_timeout *= 2
 
-    async def settle(self, conn: Connection) -> None:
-        """Make sure that no lost backend is still at work, or raise.
+    def begin(self, conn: Connection, *, stepwise: bool = False) -> Sequence[Statement]:
+        """What has to stand before the statements of this attempt, in the same transaction.
+
+        Args:
+            conn: the connection.
+            stepwise: each statement is sent when the one before has been answered.
+        """
+        if self.rule is Repeat.ONCE_GONE:
+            self._under_way = attempt_on(conn, self.pool, stepwise=stepwise)
+            return self._under_way.opening
+        return ()
+
+    async def settle(self, conn: Connection, known: dict[Attempt, bool] | None = None) -> None:
+        """Make sure that no lost attempt is still at work, or raise.
 
         Each new connection is asked about all of them: the answer holds for its server alone, and
         there may be several.
+
+        Args:
+            conn: the connection.
+            known: which attempts it says are over, if it has been asked just now.
+
+        Raises:
+            StillAtWork: one of them is.
+            Unprovable: one of them may be, for ever.
         """
+        known = {} if known is None else known
         if self.rule is Repeat.ONCE_GONE:
-            for backend in self._lost:
-                if not await _is_gone(conn, backend):
+            for attempt in self._lost:
+                if attempt not in known:
+                    known[attempt] = await attempt.is_over(conn)
+                if not known[attempt]:
                     raise StillAtWork
 
-    def note_loss(self, backend: Backend, error: psycopg.Error) -> None:
-        """The connection was lost under an attempt, and nobody knows how far that came."""
+    def note_loss(self, attempt: Attempt | None, error: psycopg.Error) -> None:
+        """A connection was lost, with this `error`, and `attempt` with it, if one had begun."""
         self._loss = error
-        self._lost.append(backend)
-
-
-async def _is_gone(conn: Connection, backend: Backend) -> bool:
-    """Whether `backend` can no longer do anything; if it can, it is told to stop.
-
-    `pg_terminate_backend` is no proof by itself: a frozen process obeys when it thaws.
-
-    Raises:
-        PoolerInBetween: the process ids that clients see are not the server's own.
-    """
-    least_age = monotonic() - backend.connected_at - _CLOCK_TOLERANCE
-    async with conn.cursor(row_factory=dict_row) as cur:
-        try:
-            await cur.execute(_TERMINATE, {"pid": backend.pid, "least_age": least_age})
-        except psycopg.errors.InsufficientPrivilege:
-            return False  # it is there, and belongs to a role that this session has put aside
-        row: dict[str, Any] = await cur.fetchone() or {}
-    if row["own_pid"] != conn.pgconn.backend_pid:
-        raise PoolerInBetween
-    return not row["present"]
+        if attempt:
+            self._lost.append(attempt)
 
 
 class StillAtWork(psycopg.OperationalError):
     """An earlier attempt may still be at work; raised between attempts, never to a caller."""
-
-
-class PoolerInBetween(psycopg.InterfaceError):
-    """A transaction pooler hides which backend was at work; never raised to a caller."""
 
 
 def current_operation() -> Operation | None:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, LiteralString, TypeVar, Unpack, cast
+from typing import Any, TypeVar, Unpack, cast
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -20,7 +20,12 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver, Conn
-from langgraph.checkpoint.postgres.base import _aexecute, _keep_latest, _refuse_delta_threads
+from langgraph.checkpoint.postgres.base import (
+    PRUNE_SNAPSHOT_SQL,
+    _aexecute,
+    _keep_latest,
+    _refuse_delta_threads,
+)
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
@@ -32,7 +37,7 @@ from typing_extensions import override
 from lghard.errors import ThreadDeletedError
 from lghard.postgres.fence import PRIMARY_KEY, TABLES, bury, refuse_deleted
 from lghard.postgres.home import place_of
-from lghard.postgres.migrations import checkpoints, migrate
+from lghard.postgres.migrations import checkpoints
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
 from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
@@ -49,8 +54,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
     It differs from its base class in what it survives:
 
     - An operation that loses its connection is repeated on another one, until `deadline`. What
-      overwrites or deletes is repeated only once the server has confirmed that the lost backend is
-      gone; where that cannot be known, the error says that the outcome is unknown.
+      overwrites or deletes is repeated only once the server has confirmed that the lost attempt is
+      over; where that cannot be known, the error says that the outcome is unknown.
     - Operations run concurrently, each on a connection of its own. The base class holds one lock
       around waiting for a connection and using it.
     - `alist` holds no connection while the caller looks at what it yields.
@@ -137,17 +142,17 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
     async def setup(self) -> None:
         """As upstream, but any number of replicas may call it at once.
 
+        Behind a transaction pooler it also creates `lghard_voided_attempts`, which lets writes be
+        repeated there, or warns that this role may not.
+
         Raises:
             SchemaSetupError: tables are missing or out of date, and this role may not change that;
                 or another replica does not get done within `deadline`. It says what to do next.
             psycopg.errors.ActiveSqlTransaction: the pool's connections are not in autocommit mode.
         """
-        await self._run("setup", self._migrate)
-
-    async def _migrate(self) -> None:
-        async with self._connection() as conn:
-            tables = {} if self.fence is None else TABLES
-            await migrate(conn, checkpoints(self.MIGRATIONS, tables), patience=self.deadline)
+        tables = {} if self.fence is None else TABLES
+        schema = checkpoints(self.MIGRATIONS, tables)
+        await self._run("setup", partial(self._set_up, [schema]))
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -297,8 +302,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         await self._run("adelete_thread", partial(self._delete, [str(thread_id)]))
 
     async def _delete(self, thread_ids: Sequence[str]) -> None:
-        # Not in a pipeline: where that is cancelled, psycopg leaves the connection in it for good.
-        async with self._cursor() as cur, cur.connection.transaction():
+        async with self._transaction() as cur:
             if self.fence is not None:
                 await bury(cur, thread_ids, fence=self.fence, patience=self.deadline)
             await delete_threads(cur, thread_ids)
@@ -322,7 +326,9 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         if isinstance(run_ids, str):
             raise TypeError("run_ids must be a sequence of run ids, not a str")
         params = {"run_ids": [str(run_id) for run_id in run_ids]}
-        severed = await self._run("adelete_for_runs", partial(self._fetch, DELETE_FOR_RUNS, params))
+        # Planned for these very runs.
+        deleting = Statement(DELETE_FOR_RUNS, params, prepare=False)
+        *_, severed = await self._run("adelete_for_runs", partial(self._fetch, [deleting]))
         if severed:
             threads = ", ".join(row["thread_id"] for row in severed)
             raise NotImplementedError(
@@ -344,12 +350,6 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         source, target = str(source_thread_id), str(target_thread_id)
         params = target, target, source, target, source, target, source
         await self._write("acopy_thread", target, [Statement(COPY_THREAD, params)])
-
-    async def _fetch(self, query: LiteralString, params: Mapping[str, Any]) -> list[DictRow]:
-        """The rows of one statement, planned for these very parameters."""
-        async with self._cursor() as cur:
-            await cur.execute(query, params, prepare=False)
-            return await cur.fetchall()
 
     @override
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -402,11 +402,11 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
 
     async def _refuse_delta_threads(self, thread_ids: Sequence[str]) -> None:
         """Before any is pruned, as upstream."""
-        async with self._cursor() as cur:
+        async with self._transaction() as cur:
             await _aexecute(cur, _refuse_delta_threads(thread_ids))
 
     async def _keep_latest(self, thread_id: str) -> None:
-        async with self._cursor() as cur, cur.connection.transaction():
+        async with self._transaction(PRUNE_SNAPSHOT_SQL) as cur:
             await _aexecute(cur, _keep_latest(thread_id))
 
     @override

@@ -6,7 +6,7 @@ leave in one `send`, and those in front of one Sync are one transaction
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, count, repeat
 from typing import Any, NamedTuple
@@ -18,20 +18,32 @@ from psycopg._queries import _query2pg_nocache
 from psycopg.abc import Buffer, PQGen, PyFormat
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import DictRow
 
+from lghard.errors import LghardError
+
 
 class Statement(NamedTuple):
-    """A query with `%s` placeholders, and its parameters.
+    """A query with placeholders, and its parameters.
 
     `prepare` is for a text that comes again and again: whatever is prepared, stays so.
     """
 
     query: str
-    params: Sequence[Any]
+    params: Sequence[Any] | Mapping[str, Any]
     prepare: bool = True
+
+
+class StatementRefusedError(LghardError, psycopg.OperationalError):
+    """libpq does not send a statement, such as one with more than 65,535 parameters.
+
+    Nothing was done. psycopg's error looks like that of a lost connection, but this one would be
+    refused on any other as well.
+    """
+
+    __module__ = "lghard"
 
 
 class Segment:
@@ -93,6 +105,7 @@ async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> l
         the result of each.
 
     Raises:
+        StatementRefusedError: one of them cannot be sent; the connection is closed.
         psycopg.Error: of the first statement that failed; none of them has had any effect.
     """
     segment = Segment(statements)
@@ -113,6 +126,7 @@ async def send_segments(conn: AsyncConnection[Any], transactions: Transactions) 
     transaction with it.
 
     Raises:
+        StatementRefusedError: one of them cannot be sent; the connection is closed.
         psycopg.Error: the connection is lost.
     """
     await _send(conn, transactions)
@@ -161,9 +175,14 @@ async def _send(conn: AsyncConnection[Any], transactions: Transactions) -> None:
                 ]
                 conn.pgconn.pipeline_sync()
                 sent.append((segments, commands))
-        except BaseException:  # whatever stops it half-way
+        except BaseException as error:  # whatever stops it half-way
+            was_lost = conn.pgconn.status != ConnStatus.OK
             conn.pgconn.finish()  # nobody may have it in the middle of a pipeline
-            raise
+            if was_lost or not isinstance(error, psycopg.OperationalError):
+                raise
+            raise StatementRefusedError(
+                f"{error}: nothing was done; ask for less at once, or store less in one item"
+            ) from error
         await conn.wait(_complete(conn, sent))
 
 
@@ -186,15 +205,18 @@ def _convert(tx: abc.Transformer, segment: Segment) -> list[_Query]:
 
 def _convert_one(tx: abc.Transformer, statement: Statement) -> _Query:
     compiled = _compile_once if statement.prepare else _compile
-    text, formats = compiled(statement.query, tx.encoding)
-    params = tx.dump_sequence(statement.params, formats)
+    text, formats, order = compiled(statement.query, tx.encoding)
+    values = statement.params
+    if isinstance(values, Mapping):
+        values = [values[name] for name in order]
+    params = tx.dump_sequence(values, formats)
     return _Query(text, params, tx.types or (), tx.formats or ())
 
 
-def _compile(query: str, encoding: str) -> tuple[bytes, list[PyFormat]]:
-    """The query with `$1` in place of `%s`, and a format for each parameter."""
-    text, formats, *_ = _query2pg_nocache(query.encode(encoding), encoding)
-    return text, formats or []
+def _compile(query: str, encoding: str) -> tuple[bytes, list[PyFormat], list[str]]:
+    """The query with `$1` in place of placeholders; the format of each parameter, and its name."""
+    text, formats, order, _ = _query2pg_nocache(query.encode(encoding), encoding)
+    return text, formats or [], order or []
 
 
 # psycopg's own cache looks the text up by its bytes, and has to hash all of them.

@@ -45,11 +45,11 @@ from typing_extensions import override
 from lghard.errors import ForeignLoopError
 from lghard.postgres.collecting import STOP_TIMEOUT, Call, Collector
 from lghard.postgres.home import place_of
-from lghard.postgres.migrations import Schema, migrate
+from lghard.postgres.migrations import Schema
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
-from lghard.postgres.retries import Connection
-from lghard.postgres.statements import Statement, fetch
+from lghard.postgres.settling import Connection
+from lghard.postgres.statements import Statement, StatementRefusedError
 from lghard.resilience import is_transient
 
 T = TypeVar("T")
@@ -60,8 +60,10 @@ Kind = TypeVar("Kind", bound=Op)
 DRAIN_TIMEOUT = 10.0
 """Seconds that closing waits for operations that are under way."""
 
-# Items in one statement; it can have 65,535 parameters, and an item has five, a vector four.
+# Items in one statement, and vectors, of which an item may have any number. A statement can have
+# 65,535 parameters; an item has five, a vector four.
 _ROWS = 100
+_VECTORS = 65_535 // 4
 
 # A read that was lost while it waited may yet prolong an item's life, by what was the time then.
 _PROLONG = "SET expires_at = NOW() + (s.ttl_minutes || ' minutes')::interval"
@@ -70,7 +72,11 @@ _NEVER_SHORTEN = (
 )
 
 # What is the fault of one operation alone, beside the errors that are no OperationalError at all.
-_OF_ONE = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+_OF_ONE = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    StatementRefusedError,
+)
 
 # What may stand in the statement that creates an index: none of it can be a parameter.
 _WORDS = {"vector_type": ("vector", "halfvec"), "index_type": ("hnsw", "ivfflat")}
@@ -89,7 +95,7 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
     It differs from its base class in what it survives:
 
     - An operation that loses its connection is repeated on another one, until `deadline`: a read at
-      once, a put or delete when the server has confirmed that the lost backend is gone; where that
+      once, a put or delete when the server has confirmed that the lost attempt is over; where that
       cannot be known, the error says that the outcome is unknown.
     - Operations that are called at the same moment still share a round trip, but not their fate:
       the base class has one task that does one batch after the other, where one slow operation
@@ -324,13 +330,6 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
             take = partial(_take_namespaces, results, index)
             yield Read(Statement(query, params, prepare=False), take)
 
-    async def _fetch(self, statements: Sequence[Statement]) -> list[list[DictRow]]:
-        async with self._connection() as conn:
-            if self.supports_pipeline:
-                return await fetch(conn, statements)
-            async with conn.cursor(binary=True, row_factory=dict_row) as cur:
-                return [await _fetch_one(cur, statement) for statement in statements]
-
     async def _put(self, ops: Sequence[PutOp], vectors: Vectors) -> None:
         """Put what counts, in an order that is the same everywhere, so that none wait in a ring."""
         last = {(op.namespace, op.key): op for op in ops}
@@ -342,6 +341,11 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
 
     def _statements(self, ops: Sequence[PutOp], vectors: Vectors) -> Iterator[Statement]:
         queries, request = self._prepare_batch_PUT_queries([*enumerate(ops)])
+        if request and len(request[1]) > _VECTORS and len(ops) > 1:
+            half = len(ops) // 2
+            yield from self._statements(ops[:half], vectors)
+            yield from self._statements(ops[half:], vectors)
+            return
         for query, params in queries:
             yield Statement(query, params, prepare=len(ops) == 1)
         if request:
@@ -357,6 +361,9 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
     async def setup(self) -> None:
         """As upstream, but any number of replicas may call it at once.
 
+        Behind a transaction pooler it also creates `lghard_voided_attempts`, which lets writes be
+        repeated there, or warns that this role may not.
+
         Raises:
             SchemaSetupError: tables are missing or out of date, and this role may not change that;
                 or another replica does not get done within `deadline`. It says what to do next.
@@ -367,12 +374,7 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
         if self.index_config:
             steps = self._vector_steps()
             schemas.append(Schema("vector_migrations", ["store_vectors"], steps, {}))
-        await self._run("store setup", partial(self._migrate, schemas))
-
-    async def _migrate(self, schemas: Sequence[Schema]) -> None:
-        async with self._connection() as conn:
-            for schema in schemas:
-                await migrate(conn, schema, patience=self.deadline)
+        await self._run("store setup", partial(self._set_up, schemas))
 
     def _vector_steps(self) -> dict[int, str]:
         """What this index needs; the base class also creates one that it has been told not to."""
@@ -396,11 +398,6 @@ class HardenedAsyncPostgresStore(Operating, AsyncPostgresStore):  # type: ignore
 
 def _indexed(kind: type[Kind], ops: Sequence[Op]) -> list[tuple[int, Kind]]:
     return [(index, op) for index, op in enumerate(ops) if isinstance(op, kind)]
-
-
-async def _fetch_one(cur: AsyncCursor[DictRow], statement: Statement) -> list[DictRow]:
-    await cur.execute(statement.query, statement.params)
-    return await cur.fetchall()
 
 
 def _answer(reads: Sequence[Read], rows: Sequence[DictRow]) -> None:

@@ -15,13 +15,12 @@ from lghard import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres.retries import (
     LONG,
     RULES,
-    Backend,
     Operation,
     Outage,
-    PoolerInBetween,
     Repeat,
     current_operation,
 )
+from lghard.postgres.settling import Backend, Unprovable
 from lghard.resilience import RetryBudget
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
@@ -399,7 +398,18 @@ async def test_behind_a_pooler_reads_are_repeated(pooled):
     assert checkpoint()["id"] == found.checkpoint["id"]
 
 
-async def test_behind_a_pooler_a_lost_write_has_an_unknown_outcome(pooled):
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"setup"}))
+async def test_behind_a_pooler_a_lost_response_costs_nothing(pooled, name):
+    """What overwrites or deletes is declared void first; see test_voiding.py."""
+    saver, proxy = pooled
+    await saver.setup()
+    await put(saver, "t")
+    proxy.lose_responses()
+    await OPERATIONS[name](saver)
+    assert 1 == proxy.lost
+
+
+async def test_behind_a_pooler_a_lost_write_has_an_unknown_outcome_without_setup(pooled):
     """Nobody can tell which backend was at work, and none is told to stop."""
     saver, proxy = pooled
     await put(saver, "t")
@@ -651,7 +661,7 @@ async def test_a_conflict_is_no_outage(caplog):
 async def test_a_pooler_that_is_found_after_a_move_is_not_what_the_caller_hears():
     """An operation that is run again, with another pool, ends with what it has lost."""
     loss = psycopg.OperationalError("lost")
-    errors = [loss, PoolClosed(), PoolerInBetween()]
+    errors = [loss, PoolClosed(), Unprovable()]
 
     async def call():
         operation._loss = operation._loss or loss

@@ -11,7 +11,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.graph import END, START, MessagesState, StateGraph
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from lghard import HardenedAsyncPostgresSaver, ManagedPool, open_checkpointer, open_pool
 from tests.postgres.checkpoints import (
@@ -287,6 +287,26 @@ async def test_one_slow_operation_does_not_hold_up_the_others(
             await asyncio.wait_for(put(contestant, "quick"), 30)
             assert not slow.done()
     await slow
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"), [(AsyncPostgresSaver, [1, 2, 3]), (HardenedAsyncPostgresSaver, [3, 3, 3])]
+)
+async def test_pool_timeouts_do_not_queue_behind_one_another(lghard_database, kind, asked):
+    """How many have asked the pool when each hears that it is exhausted: upstream's, one by one."""
+    async with AsyncConnectionPool(lghard_database, min_size=1, max_size=1, open=False) as pool:
+        await pool.wait()
+        saver = kind(pool)
+        async with pool.connection():
+            pool.timeout = 0.2
+            pool.pop_stats()
+
+            async def refused():
+                with pytest.raises(PoolTimeout):
+                    await saver.aget_tuple(config_of("t"))
+                return pool.get_stats()["requests_num"]
+
+            assert asked == sorted(await asyncio.gather(*(refused() for _ in range(3))))
 
 
 async def test_a_failing_write_changes_nothing(saver, lghard_database):

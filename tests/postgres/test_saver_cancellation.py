@@ -3,13 +3,17 @@
 import asyncio
 import gc
 import threading
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool
 
-from lghard import open_checkpointer
+from lghard import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard.postgres import liveness
 from lghard.testing import FaultProxy
 from tests.postgres.cancelling import (
     Moment,
@@ -18,13 +22,20 @@ from tests.postgres.cancelling import (
     each_moment,
     insistently,
 )
-from tests.postgres.checkpoints import checkpoint, config_of, eventually, put, query
+from tests.postgres.checkpoints import (
+    checkpoint,
+    config_of,
+    eventually,
+    put,
+    query,
+    waiting_backend,
+)
 
 CONFIG = config_of("t", checkpoint(1)["id"])
 
 
-async def listed(saver):
-    return [found async for found in saver.alist(config_of("t"))]
+async def listed(saver, thread_id="t"):
+    return [found async for found in saver.alist(config_of(thread_id))]
 
 
 OPERATIONS = {
@@ -147,6 +158,155 @@ async def test_cancelled_insistently(trial, name):
     outcomes = [rows async for rows in trial.outcomes(name, insistent=True)]
     assert outcomes
     assert {NOTHING, ALL[name]} >= {*outcomes}
+
+
+# Cancelled while its backend is frozen, but the server answers
+
+
+@asynccontextmanager
+async def on_a_plain_pool(kind, conninfo):
+    kwargs = {"autocommit": True}
+    async with AsyncConnectionPool(
+        conninfo, min_size=1, max_size=1, kwargs=kwargs, open=False
+    ) as pool:
+        await pool.wait()
+        yield kind(pool)
+
+
+SAVERS = {
+    "its own pool": partial(open_checkpointer, setup=False, max_size=1),
+    "a plain pool": partial(on_a_plain_pool, HardenedAsyncPostgresSaver),
+}
+OF_A_THREAD = {
+    "aput": lambda saver, thread_id: put(saver, thread_id, 2, a=[1], b=[2]),
+    "aget_tuple": lambda saver, thread_id: saver.aget_tuple(config_of(thread_id)),
+    "alist": listed,
+    "adelete_thread": lambda saver, thread_id: saver.adelete_thread(thread_id),
+}
+ROWS = (
+    "SELECT (SELECT count(*) FROM checkpoints WHERE thread_id = 't'), "
+    "(SELECT count(*) FROM checkpoint_blobs WHERE thread_id = 't'), "
+    "(SELECT count(*) FROM checkpoint_writes WHERE thread_id = 't')"
+)
+
+
+class Stuck:
+    """A saver and upstream's, each with one connection, whose backend is frozen."""
+
+    def __init__(self, server, ours, upstream):
+        self.server, self.ours, self.upstream = server, ours, upstream
+        self.conns = [saver.conn._pool[0] for saver in (ours, upstream)]
+        self.pid = self.conns[0].info.backend_pid
+        self.frozen = set()
+
+    def freeze(self):
+        for conn in self.conns:
+            self.server.freeze_backend(conn.info.backend_pid)
+            self.frozen.add(conn.info.backend_pid)
+
+    async def under_way(self):
+        """Wait until an operation of each waits for its backend."""
+
+        def is_asked(conn):
+            return conn.info.transaction_status is TransactionStatus.ACTIVE
+
+        await eventually(lambda: all(map(is_asked, self.conns)))
+
+    def thaw(self):
+        while self.frozen:
+            self.server.thaw_backend(self.frozen.pop())
+
+
+@pytest.fixture(params=SAVERS)
+async def stuck(request, lghard_postgres, lghard_database, monkeypatch):
+    monkeypatch.setattr(liveness, "CANCEL_TIMEOUT", 0.2)  # upstream waits for five seconds
+    async with (
+        SAVERS[request.param](lghard_database) as ours,
+        on_a_plain_pool(AsyncPostgresSaver, lghard_database) as upstream,
+    ):
+        await put(ours, "t")
+        await ours.aput_writes(CONFIG, [("a", [1]), ("b", [2])], "old")
+        found = Stuck(lghard_postgres, ours, upstream)
+        try:
+            found.freeze()
+            yield found
+        finally:
+            found.thaw()
+
+
+@pytest.mark.parametrize("name", OF_A_THREAD)
+async def test_cancelled_under_a_frozen_backend(stuck, lghard_database, name):
+    """It ends while upstream's still waits; the saver works, and all rows are there, or none."""
+    tasks = lasting_tasks()
+    operation = OF_A_THREAD[name]
+    ours = asyncio.create_task(operation(stuck.ours, "t"))
+    theirs = asyncio.create_task(operation(stuck.upstream, "u"))
+    await stuck.under_way()
+    theirs.cancel()
+    ours.cancel()
+    done, _ = await asyncio.wait({ours, theirs}, return_when=asyncio.FIRST_COMPLETED)
+    assert ({ours}, True) == (done, ours.cancelled())
+    await put(stuck.ours, "other")
+    stuck.thaw()
+    with pytest.raises(asyncio.CancelledError):
+        await theirs
+    await eventually(partial(gone, lghard_database, stuck.pid))
+    (rows,) = await query(lghard_database, ROWS)
+    assert rows in (NOTHING, ALL[name])
+    await operation(stuck.ours, "t")
+    assert [ALL[name]] == await query(lghard_database, ROWS)
+    await eventually(lambda: lasting_tasks() <= tasks)
+
+
+def lasting_tasks():
+    """Without those of a pool's scheduler, which on Python 3.11 has another one every second."""
+    return {task for task in asyncio.all_tasks() if "Event.wait" not in repr(task.get_coro())}
+
+
+async def gone(conninfo, pid):
+    return not await query(conninfo, "SELECT FROM pg_stat_activity WHERE pid = %s", pid)
+
+
+async def timed_out(operation):
+    async with asyncio.timeout(0.2):
+        await operation
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [timed_out, partial(asyncio.wait_for, timeout=0.2)],
+    ids=["asyncio.timeout", "asyncio.wait_for"],
+)
+async def test_timed_out_under_a_frozen_backend(stuck, limit):
+    """A timeout is a cancellation, too."""
+    theirs, ours = (
+        asyncio.create_task(limit(put(saver, "t", 2))) for saver in (stuck.upstream, stuck.ours)
+    )
+    done, _ = await asyncio.wait({ours, theirs}, return_when=asyncio.FIRST_COMPLETED)
+    assert {ours} == done
+    assert isinstance(ours.exception(), TimeoutError)
+    await put(stuck.ours, "other")
+    stuck.thaw()
+    with pytest.raises(TimeoutError):
+        await theirs
+
+
+@pytest.mark.parametrize("kind", SAVERS)
+async def test_a_healthy_backend_keeps_its_connection(lghard_database, kind):
+    """It confirms the cancellation in time."""
+    async with SAVERS[kind](lghard_database) as saver:
+        await put(saver, "t")
+        async with await AsyncConnection.connect(lghard_database) as conn:
+            await conn.execute("SELECT FROM checkpoints FOR UPDATE")
+            before = [*saver.conn._pool]
+            writing = asyncio.create_task(put(saver, "t"))
+            await waiting_backend(lghard_database)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            await eventually(lambda: before == [*saver.conn._pool])
+        await put(saver, "t")
+        assert before == [*saver.conn._pool]
 
 
 FORGET = "DELETE FROM checkpoint_migrations WHERE v = 9 RETURNING v"

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from lghard import open_checkpointer
-from lghard.postgres.retries import Backend, _is_gone
+from lghard.postgres.settling import Backend
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import eventually, put, waiting_backend
 
@@ -76,7 +76,7 @@ async def test_a_clock_that_was_set_back_hides_no_backend(lghard_database, set_b
     """By the server's clock, the backend is a little younger than our connection to it."""
     async with two_connections(lghard_database) as (lost, conn):
         age = f"clock_timestamp() - backend_start + interval '{set_back} s'"
-        assert await _is_gone(conn, await backend_of(lost, age=age)) is False
+        assert await (await backend_of(lost, age=age)).is_over(conn) is False
 
 
 @pytest.mark.parametrize("set_back", [0.05, 0.5])
@@ -86,7 +86,7 @@ async def test_a_clock_that_was_set_back_restarts_no_server(lghard_database, set
         age = f"clock_timestamp() - pg_postmaster_start_time() + interval '{set_back} s'"
         backend = await backend_of(lost, age=age)
         await conn.execute("SET ROLE pg_signal_backend")  # which is not told when a backend started
-        assert await _is_gone(conn, backend) is False
+        assert await backend.is_over(conn) is False
 
 
 async def test_a_server_that_was_started_since_has_no_old_backends(lghard_database):
@@ -95,7 +95,7 @@ async def test_a_server_that_was_started_since_has_no_old_backends(lghard_databa
         age = "clock_timestamp() - pg_postmaster_start_time() + interval '5 s'"
         backend = await backend_of(stranger, age=age)
         await conn.execute("SET ROLE pg_signal_backend")
-        assert await _is_gone(conn, backend) is True
+        assert await backend.is_over(conn) is True
 
 
 async def test_a_stranger_with_the_same_process_id_is_left_alone(lghard_database):
@@ -104,14 +104,14 @@ async def test_a_stranger_with_the_same_process_id_is_left_alone(lghard_database
         backend = await backend_of(
             stranger, age="clock_timestamp() - backend_start + interval '1.5 s'"
         )
-        assert await _is_gone(conn, backend) is True
+        assert await backend.is_over(conn) is True
         await stranger.execute("SELECT 1")
 
 
 async def test_our_own_backend_is_not_terminated(lghard_database):
     """In a container that restarts, the next connection soon has the same process id."""
     async with two_connections(lghard_database) as (_, conn):
-        assert await _is_gone(conn, await backend_of(conn)) is True
+        assert await (await backend_of(conn)).is_over(conn) is True
         await conn.execute("SELECT 1")
 
 
@@ -122,7 +122,7 @@ async def test_a_table_named_like_the_view_hides_no_backend(lghard_database):
         await conn.execute(
             "CREATE TABLE public.pg_stat_activity (LIKE pg_catalog.pg_stat_activity)"
         )
-        assert await _is_gone(conn, backend) is False
+        assert await backend.is_over(conn) is False
 
 
 async def test_a_role_without_the_right_to_terminate_waits(lghard_database):
@@ -130,6 +130,6 @@ async def test_a_role_without_the_right_to_terminate_waits(lghard_database):
     async with two_connections(lghard_database) as (lost, conn):
         backend = await backend_of(lost)
         await conn.execute("SET ROLE pg_read_all_stats")
-        assert await _is_gone(conn, backend) is False
+        assert await backend.is_over(conn) is False
         await lost.close()
-        await eventually(lambda: _is_gone(conn, backend))
+        await eventually(lambda: backend.is_over(conn))

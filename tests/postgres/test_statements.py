@@ -7,7 +7,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from lghard import open_checkpointer, open_pool
-from lghard.postgres.statements import Statement, fetch, send
+from lghard.postgres.statements import Statement, StatementRefusedError, fetch, send
 from tests.postgres.checkpoints import config_of, put, query
 
 PREPARED = "SELECT count(*) AS number FROM pg_prepared_statements WHERE name LIKE '%lghard%'"
@@ -61,7 +61,7 @@ async def test_what_libpq_refuses_leaves_no_open_pipeline(lghard_database, prepa
     kwargs = {"prepare_threshold": prepare_threshold}
     async with open_pool(lghard_database, max_size=1, kwargs=kwargs) as pool:
         async with pool.connection() as conn:
-            with pytest.raises(psycopg.OperationalError, match="number of parameters"):
+            with pytest.raises(StatementRefusedError, match="number of parameters"):
                 await send(conn, [Statement(query, range(TOO_MANY))])
             assert conn.closed
         async with pool.connection() as conn:

@@ -19,12 +19,22 @@ from langgraph_sdk import get_client
 from psycopg import AsyncConnection
 from psycopg_pool import PoolClosed
 
-from lghard import ForeignLoopError, ManagedPool, open_checkpointer, open_pool, open_store
+from lghard import (
+    ForeignLoopError,
+    ManagedPool,
+    StatementRefusedError,
+    open_checkpointer,
+    open_pool,
+    open_store,
+)
 from lghard.postgres import store as store_module
 from lghard.postgres.store import HardenedAsyncPostgresStore
 from lghard.testing import langgraph_server
 from tests.postgres.checkpoints import eventually, put, query, waiting_backend
 from tests.postgres.stores import USER, VECTOR, Embedding, execute, stored, upstream_store
+
+TOO_MANY = 2**16
+"""Parameters, of which a statement has 65,535 at most."""
 
 
 @pytest.fixture
@@ -346,6 +356,21 @@ async def test_more_items_than_a_statement_has_parameters(contestant, upstream, 
         )
 
 
+async def test_a_search_that_cannot_be_sent_fails_alone(contestant, upstream, caplog):
+    """It is not repeated, and who searches at the same time finds what there is."""
+    await contestant.aput(USER, "likes", {"food": "figs"})
+    conditions = {str(number): number for number in range(TOO_MANY // 2)}
+    refused, found = await asyncio.gather(
+        contestant.asearch(USER, filter=conditions),
+        contestant.asearch(USER),
+        return_exceptions=True,
+    )
+    assert isinstance(refused, psycopg.OperationalError)
+    assert isinstance(refused, StatementRefusedError) is (contestant is not upstream)
+    assert isinstance(found, psycopg.OperationalError) is (contestant is upstream)
+    assert [] == [record for record in caplog.records if record.name == "lghard.postgres"]
+
+
 async def test_a_batch_is_one_transaction(store, conninfo):
     """All of its puts are there, or none."""
     with pytest.raises(psycopg.errors.UntranslatableCharacter):
@@ -385,6 +410,36 @@ async def test_search_by_meaning(vectors, embedding):
         await store.setup()
     assert ["eee"] == [item.key for item in found]
     assert sorted(["aaa", "eee", "iii", "e"]) == sorted(embedding.texts)
+
+
+@pytest.mark.parametrize("open_one", [upstream_store, open_store])
+async def test_more_vectors_than_a_statement_has_parameters(vectors, embedding, open_one):
+    """An item may have many texts. Upstream fails, and items stay that no search will find."""
+    value = {"chunks": ["a"] * 170}
+    ops = [PutOp(USER, str(number), value, ["chunks[*]"]) for number in range(100)]
+    async with open_store(vectors, index=embedding.index):
+        pass
+    async with open_one(vectors, index=embedding.index) as store:
+        if open_one is upstream_store:
+            with pytest.raises(psycopg.OperationalError, match="65535"):
+                await store.abatch(ops)
+        else:
+            await store.abatch(ops)
+    counted = "SELECT (SELECT count(*) FROM store), (SELECT count(*) FROM store_vectors)"
+    expected = (100, 0) if open_one is upstream_store else (100, 17_000)
+    assert [expected] == await query(vectors, counted)
+
+
+async def test_an_item_with_too_many_vectors_is_refused(vectors, embedding, caplog):
+    """At once, with what to do; and it is known that nothing was done."""
+    async with open_store(vectors, index=embedding.index, max_size=1) as store:
+        with pytest.raises(StatementRefusedError, match="less in one item") as caught:
+            await store.aput(USER, "book", {"chunks": ["a"] * (TOO_MANY // 4)}, ["chunks[*]"])
+        await store.aput(USER, "page", {"chunks": ["a"]}, ["chunks[*]"])
+        assert {"broken in use": 1} == store.conn.snapshot().evictions
+    assert [] == getattr(caught.value, "__notes__", [])
+    assert [] == [record for record in caplog.records if record.name == "lghard.postgres"]
+    assert {"page": {"chunks": ["a"]}} == await stored(vectors)
 
 
 async def test_no_connection_is_held_while_embedding(vectors, embedding):

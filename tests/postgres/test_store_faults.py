@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import psycopg
 import pytest
@@ -13,10 +13,11 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from lghard import open_store
+from lghard.postgres import liveness
 from lghard.postgres import store as store_module
 from lghard.postgres.retries import LONG, RULES, Repeat
 from lghard.testing import FaultProxy
-from tests.postgres.checkpoints import eventually, query, waiting_backend
+from tests.postgres.checkpoints import eventually, query, waiting_backend, waiting_backends
 from tests.postgres.stores import USER, VECTOR, Embedding, execute, stored, upstream_store
 
 REPLICAS = 16
@@ -350,7 +351,17 @@ async def test_behind_a_pooler_reads_are_repeated(pooled):
     assert {"food": "figs"} == (await store.aget(USER, "likes")).value
 
 
-async def test_behind_a_pooler_a_lost_put_has_an_unknown_outcome(pooled):
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"setup"}))
+async def test_behind_a_pooler_a_lost_response_costs_nothing(pooled, name):
+    """A put is declared void first, and then repeated; see test_voiding.py."""
+    store, proxy = pooled
+    await store.setup()
+    proxy.lose_responses()
+    await OPERATIONS[name](store)
+    assert 1 == proxy.lost
+
+
+async def test_behind_a_pooler_a_lost_put_has_an_unknown_outcome_without_setup(pooled):
     """Nobody can tell which backend was at work, and none is told to stop."""
     store, proxy = pooled
     await store.aput(USER, "likes", {"food": "dates"})
@@ -398,6 +409,48 @@ async def test_a_cancelled_put_comes_to_nothing_later(store, lghard_postgres, co
     lghard_postgres.thaw_backend(pid)
     await eventually(lambda: is_gone(conninfo, pid))
     assert {"likes": {"food": "newer"}} == await stored(conninfo)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Upstream gives a server five seconds to end a cancelled query."""
+    monkeypatch.setattr(liveness, "CANCEL_TIMEOUT", 0.2)
+
+
+BATCHES = {"read": [GetOp(USER, "likes")], "put": [PutOp(USER, "likes", {"food": "cancelled"})]}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+@pytest.mark.usefixtures("impatient")
+async def test_cancelled_under_a_frozen_backend(store, upstream, lghard_postgres, conninfo, kind):
+    """It ends while upstream's still waits, and its connection is not missing."""
+    async with await AsyncConnection.connect(conninfo) as conn:
+        await conn.execute("LOCK store")
+        ours, theirs = (
+            asyncio.create_task(each.abatch(BATCHES[kind])) for each in (store, upstream)
+        )
+        with frozen(lghard_postgres, await waiting_backends(conninfo, 2)):
+            theirs.cancel()
+            ours.cancel()
+            done, _ = await asyncio.wait({ours, theirs}, return_when=asyncio.FIRST_COMPLETED)
+            assert ({ours}, True) == (done, ours.cancelled())
+        with pytest.raises(asyncio.CancelledError):
+            await theirs
+    await store.aput(USER, "other", {})
+    assert {"likes": {"food": "figs"}, "other": {}} == await stored(conninfo)
+    await eventually(lambda: store.conn.snapshot().borrowed == 0)
+
+
+@contextmanager
+def frozen(server, pids):
+    """These backends do not answer in this block."""
+    for pid in pids:
+        server.freeze_backend(pid)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            server.thaw_backend(pid)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
