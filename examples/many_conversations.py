@@ -9,6 +9,7 @@ psycopg pool of the same size, which is stopped after ten seconds.
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -176,6 +177,7 @@ async def main(console: Console) -> list[Outcome]:
 
 
 if __name__ == "__main__":
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it reports each query that is stopped
     console = Console()
     ours, theirs = asyncio.run(main(console))
     console.print(table(console, [ours, theirs]))

@@ -31,7 +31,7 @@ def test_every_example_is_tested():
 
 
 def test_many_conversations():
-    """All of them finish on four connections; with upstream's checkpointer, some are still at it."""
+    """All finish on four connections; with upstream's checkpointer, some are still at it."""
     printed = run("many_conversations.py")
     rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
     assert ["500 of 500", "500 of 500", "none"] == [
