@@ -395,14 +395,16 @@ async def are_stored(scene, checkpoints):
 
 async def storm(fault, scene, gates):
     """Each round begins when all runs have arrived, and ends when its fault has struck."""
-    for number, (gate, round_) in enumerate(zip(gates, FAULTS[fault], strict=True)):
-        await scene.until(lambda gate=gate: len(gate.arrived) == len(THREADS))
-        if round_ is not calm:
-            await scene.until(partial(are_stored, scene, (number + 2) * len(THREADS)))
-        if not scene.is_lost:
-            await round_(scene, gate)
-    for gate in gates:
-        gate.open()
+    try:
+        for number, (gate, round_) in enumerate(zip(gates, FAULTS[fault], strict=True)):
+            await scene.until(lambda gate=gate: len(gate.arrived) == len(THREADS))
+            if round_ is not calm:
+                await scene.until(partial(are_stored, scene, (number + 2) * len(THREADS)))
+            if not scene.is_lost:
+                await round_(scene, gate)
+    finally:
+        for gate in gates:  # who is lost hears of it only when the next node is done
+            gate.open()
 
 
 @pytest.mark.parametrize("connection", ["plain", "tls", "pgbouncer"])
@@ -414,10 +416,10 @@ async def test_no_run_is_lost(fault, scene, expected, caplog):
         scene.conninfo, max_size=CONNECTIONS, attempt_timeout=timeout
     ) as saver:
         scene.is_noticed = lambda: saver._outage._repeating >= CONNECTIONS
-        gates = scene.begin(saver)
-        await storm(fault, scene, gates)
-        states = await asyncio.gather(*scene.runs, return_exceptions=True)
+        stormed = storm(fault, scene, scene.begin(saver))
+        failed, *states = await asyncio.gather(stormed, *scene.runs, return_exceptions=True)
     assert "" == "".join(told(error) for error in states if isinstance(error, BaseException))
+    assert failed is None
     async with AsyncPostgresSaver.from_conn_string(scene.survivor) as judge:
         assert expected == (states, await stories(judge))
     assert "lost the database and is trying again" in caplog.text
@@ -492,14 +494,14 @@ async def test_upstream_stands_still_behind_one_frozen_backend(scene):
 
 
 @pytest.mark.parametrize(("fault", "connection"), [("freeze", "plain")])
-async def test_one_frozen_backend_holds_up_one_run(scene, expected):
-    """All others finish meanwhile, and that one once it is certain that nothing comes late."""
+async def test_one_frozen_backend_holds_up_one_run_at_most(scene, expected):
+    """All others finish meanwhile, and that one as well, unless a late write could overwrite."""
     async with open_checkpointer(
         scene.conninfo, max_size=CONNECTIONS, attempt_timeout=ATTEMPT_TIMEOUT["freeze"]
     ) as saver:
         gates = scene.begin(saver)
         async with one_frozen(scene, gates):
-            await eventually(lambda: sum(run.done() for run in scene.runs) == len(THREADS) - 1)
+            await eventually(lambda: sum(run.done() for run in scene.runs) >= len(THREADS) - 1)
         states = await asyncio.gather(*scene.runs)
     async with AsyncPostgresSaver.from_conn_string(scene.survivor) as judge:
         assert expected == (states, await stories(judge))
