@@ -371,7 +371,7 @@ FAULTS = {
     "crash": [calm, strike(crash), strike(crash), calm, calm],
     "freeze": [calm, strike(freeze), strike(freeze), calm, strike(freeze)],
     "resets": [strike(reset), cut("up"), lose_responses, cut("down"), strike(reset)],
-    "failover": [calm, strike(fail_over), calm, calm, calm],
+    "failover": [calm, calm, strike(fail_over), calm, calm],
 }
 """What happens at each gate. Behind the second, a run writes for three nodes at once, which is an
 insert (DO NOTHING); behind the third, it asks its human, which is an UPSERT."""
