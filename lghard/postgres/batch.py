@@ -75,7 +75,7 @@ class Job:
         self.size = size
         self.alone = self.size >= LARGE
         self.found = 0
-        self.line: Line
+        self.line: Line | None = None
         self.timer: asyncio.TimerHandle
         # While it wants to be sent, or is under way: who waits for it, and where it has been sent.
         self.done: asyncio.Future[list[DictRow]] | None = None
@@ -91,7 +91,7 @@ class Job:
         if self.done and self._is_awaited():
             self.done.set_result(rows)
 
-    def fail(self, error: psycopg.Error) -> None:
+    def fail(self, error: Exception) -> None:
         """It has had no effect."""
         if self.done and self._is_awaited():
             self.done.set_exception(error)
@@ -168,13 +168,13 @@ async def _execute(
     segments = [Segment(opening), *(Segment(job.statements) for job in jobs)]
     await send_segments(conn, [segments])
     first, *others = segments
-    if first.error and is_impossible(first.error):
+    if is_impossible(first.error):
         note_impossible(pool)
         attempt = attempt_on(conn, pool)
         for job in jobs:
             job.attempt = attempt
         await _execute(conn, jobs, pool)
-    elif len(jobs) == 1 or all(segment.is_done for segment in others):
+    elif first.is_done or len(jobs) == 1:
         _tell_all(conn, jobs, others)
     else:
         await _execute_each(conn, jobs, opening)
@@ -208,13 +208,23 @@ def _tell_all(conn: Connection, jobs: Sequence[Job], segments: Sequence[Segment]
             job.be_alone()
         elif segment.error:
             job.fail(segment.error)
-        elif segment.is_done and not job.is_read:
-            job.answer([])
-        elif segment.is_done and not conn.closed:
-            job.answer(rows_of(conn, segment.results[-1]))
+        elif segment.is_done:
+            _answer(conn, job, segment)
     for segment in segments:
         if isinstance(segment.error, psycopg.errors.ReadOnlySqlTransaction):
             raise segment.error
+
+
+def _answer(conn: Connection, job: Job, segment: Segment) -> None:
+    if not job.is_read:
+        job.answer([])
+    elif not conn.closed:
+        try:
+            rows = rows_of(conn, segment.results[-1])
+        except Exception as error:  # a loader's, of a row that is not ours
+            job.fail(error)
+        else:
+            job.answer(rows)
 
 
 def _weight(value: object) -> int:
@@ -234,5 +244,6 @@ def _weight(value: object) -> int:
 def copy_of(error: psycopg.Error) -> psycopg.Error:
     """Another one like `error`: each of those who get it adds notes of its own."""
     other = copy(error)
-    other.__cause__, other.__notes__ = error.__cause__, [*getattr(error, "__notes__", [])]
+    other.__cause__ = error.__cause__
+    other.__notes__ = [*getattr(error, "__notes__", [])]
     return other

@@ -15,7 +15,6 @@ way, or waits to be tried again, those behind it wait.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -79,7 +78,7 @@ class Batches:
         self._pool = pool
         self._lines: dict[object, Line] = {}
         self._large: OrderedDict[object, None] = OrderedDict()
-        self._outside: deque[asyncio.Future[None]] = deque()
+        self._outside: dict[Job, tuple[object, asyncio.Future[None]]] = {}
         self._count = 0
         self._bytes = 0
         in_company = max(1, min(connections, pool.max_size - 1))
@@ -108,53 +107,61 @@ class Batches:
             PoolTimeout: it could not be sent within the pool's timeout, or there was no room.
             psycopg.Error: as on a connection of its own.
         """
-        await self._enter(job, thread)
         try:
+            await self._enter(job, thread)
             return await job.operation.run(partial(self._attempt, job), outage, self._pool)
         finally:
             self._leave(job)
 
     async def _enter(self, job: Job, thread: object) -> None:
-        if self._outside or not self._has_room():
-            await self._wait_outside(job.operation.remaining())
+        if self._has_room() and not self._outside:
+            self._admit(job, thread)
+        else:
+            await self._wait_outside(job, thread)
+
+    def _has_room(self) -> bool:
+        return self._count < QUEUE and self._bytes < QUEUE_BYTES
+
+    def _admit(self, job: Job, thread: object) -> None:
         self._count += 1
         self._bytes += job.size
         job.alone = job.alone or (job.is_read and thread in self._large)
         job.line = self._lines.get(thread) or self._lines.setdefault(thread, Line(thread))
         job.line.jobs.append(job)
 
-    def _has_room(self) -> bool:
-        return self._count < QUEUE and self._bytes < QUEUE_BYTES
-
-    async def _wait_outside(self, timeout: float) -> None:
+    async def _wait_outside(self, job: Job, thread: object) -> None:
         admitted = asyncio.get_running_loop().create_future()
-        self._outside.append(admitted)
+        self._outside[job] = thread, admitted
         try:
-            await asyncio.wait({admitted}, timeout=timeout)
+            await asyncio.wait({admitted}, timeout=job.operation.remaining())
         finally:
-            with suppress(ValueError):
-                self._outside.remove(admitted)
+            self._outside.pop(job, None)
         if not admitted.done():
             raise self._late("there was no room for it within its deadline")
 
     def _leave(self, job: Job) -> None:
         """It is over: done, or failed, or its caller has gone."""
-        job.line.jobs.remove(job)
-        self._count -= 1
-        self._bytes -= job.size
-        self._remember(job)
-        self.offer(job.line)
+        line, job.line = job.line, None
+        if line:
+            line.jobs.remove(job)
+            self._count -= 1
+            self._bytes -= job.size
+            self._remember(job, line.thread)
+            self.offer(line)
         while self._outside and self._has_room():
-            self._outside.popleft().set_result(None)
+            next_one = next(iter(self._outside))
+            thread, admitted = self._outside.pop(next_one)
+            self._admit(next_one, thread)
+            admitted.set_result(None)
 
-    def _remember(self, job: Job) -> None:
+    def _remember(self, job: Job, thread: object) -> None:
         if max(job.size, job.found) >= LARGE:
-            self._large[job.line.thread] = None
-            self._large.move_to_end(job.line.thread)
+            self._large[thread] = None
+            self._large.move_to_end(thread)
             if len(self._large) > _REMEMBERED:
                 self._large.popitem(last=False)
         elif job.is_read:
-            self._large.pop(job.line.thread, None)
+            self._large.pop(thread, None)
 
     def offer(self, line: Line) -> None:
         """Have somebody send what stands at its head, unless it is somebody's already."""
@@ -171,7 +178,8 @@ class Batches:
         job.attempt, job.done = None, loop.create_future()
         patience = min(self._pool.timeout, job.operation.remaining())
         job.timer = loop.call_later(patience, self._expire, job)
-        self.offer(job.line)
+        if job.line:
+            self.offer(job.line)
         try:
             return await job.done
         finally:
@@ -252,7 +260,7 @@ class Lane:
                     await self._send_some(conn)
             except (PoolTimeout, psycopg.errors.ReadOnlySqlTransaction):
                 pass  # those who have waited too long know it, and the pool knows its standbys
-            except psycopg.Error as error:
+            except Exception as error:  # whatever it is, those who wait are told
                 self._refuse(error)
 
     async def _send_some(self, conn: Connection) -> None:
@@ -283,6 +291,7 @@ class Lane:
         return job.wants_to_be_sent() and job.alone is self._is_alone
 
     async def _send(self, conn: Connection, batch: Sequence[Job]) -> None:
+        lines = {job.line: None for job in batch if job.line}  # in order, each once
         sender = asyncio.current_task()
         self._senders[sender] = monotonic()
         timer = asyncio.get_running_loop().call_later(_SLOW, self._wake)
@@ -292,18 +301,18 @@ class Lane:
         finally:
             timer.cancel()
             self._senders[sender] = None
-            for line in dict.fromkeys(job.line for job in batch):
+            for line in lines:
                 self._release(line)
 
     def _release(self, line: Line) -> None:
         line.is_busy = False
         self._offer(line)
 
-    def _refuse(self, error: psycopg.Error) -> None:
+    def _refuse(self, error: Exception) -> None:
         """There will be no connection: tell all who are waiting for one."""
         while self._ready:
             line = self._ready.popleft()
             for job in line.jobs:
                 if job.wants_to_be_sent():
-                    job.fail(copy_of(error))
+                    job.fail(copy_of(error) if isinstance(error, psycopg.Error) else error)
             self._release(line)

@@ -61,7 +61,7 @@ class Segment:
     def __init__(self, statements: Sequence[Statement]) -> None:
         self.statements = statements
         self.results: list[PGresult] = []
-        self.error: psycopg.Error | None = None
+        self.error: Exception | None = None
         self.is_done = False
 
     def reset(self) -> None:
@@ -198,7 +198,7 @@ class _Query(NamedTuple):
 def _convert(tx: abc.Transformer, segment: Segment) -> list[_Query]:
     try:
         return [_convert_one(tx, statement) for statement in segment.statements]
-    except psycopg.Error as error:  # a value that Postgres does not have, such as NUL in a text
+    except Exception as error:  # a dumper's: NUL in a text, or what JSON does not know
         segment.error = error
         return []
 

@@ -157,9 +157,21 @@ async def test_four_connections_are_enough(lghard_database):
 
 async def test_who_fails_fails_alone(saver, lghard_database):
     """What the server refuses, and what cannot even be sent, harms nobody else."""
-    failed = await failures(saver, {**NAMES, "t7": "a\x00b", "t\x0011": ""})
-    assert {"t7": psycopg.errors.UntranslatableCharacter, "t\x0011": psycopg.DataError} == failed
+    texts = {**NAMES, "t7": "a\x00b", "t\x0011": "", "t\ud800": ""}
+    failed = await failures(saver, texts)
+    assert {
+        "t7": psycopg.errors.UntranslatableCharacter,
+        "t\x0011": psycopg.DataError,
+        "t\ud800": UnicodeEncodeError,
+    } == failed
     assert {*NAMES} - {"t7"} == await threads(lghard_database)
+
+
+async def test_what_cannot_be_sent_holds_nobody_up(saver, lghard_database):
+    """The others are not sent a second time for its sake."""
+    failed = await failures(saver, {**NAMES, "t\ud800": ""})
+    assert {"t\ud800": UnicodeEncodeError} == failed
+    assert 1 == await transactions(lghard_database)
 
 
 async def test_who_fails_has_no_effect(saver, lghard_database):
@@ -418,6 +430,22 @@ async def test_there_is_room_for_so_many_operations(lghard_database, monkeypatch
         await asyncio.gather(*puts)
         assert [0, 0, 0] == [lines._count, lines._bytes, len(lines._lines)]
     assert 30 == len(await threads(lghard_database))
+
+
+async def test_who_is_let_in_and_cancelled_leaves_room(lghard_database, monkeypatch):
+    """The next one outside is let in."""
+    monkeypatch.setattr(batching, "QUEUE", 1)
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        lines = batching.Batches.of(saver.conn)
+        async with saver.conn.connection():
+            puts = [asyncio.create_task(put(saver, f"t{at}")) for at in range(3)]
+            await eventually(lambda: len(lines._outside) == 2)
+            puts[0].cancel()
+            puts[1].cancel()
+            await asyncio.wait(puts[:2])
+        await puts[2]
+        assert [0, 0, {}] == [lines._count, lines._bytes, lines._lines]
+    assert {"t2"} == await threads(lghard_database)
 
 
 async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
