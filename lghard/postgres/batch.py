@@ -24,6 +24,7 @@ from lghard.postgres.statements import (
     send_segments,
 )
 from lghard.postgres.voiding import attempt_on, is_impossible, note_impossible
+from lghard.resilience import is_transient
 
 if TYPE_CHECKING:
     import asyncio
@@ -96,9 +97,9 @@ class Job:
         if self.done and self._is_awaited():
             self.done.set_exception(error)
 
-    def be_alone(self) -> None:
-        """It has had no effect, and wants to be sent again, without company."""
-        self.attempt, self.alone = None, True
+    def put_off(self) -> None:
+        """It has had no effect, and wants to be sent again."""
+        self.attempt = None
 
     def lose(self, loss: psycopg.Error) -> None:
         """Its connection was lost under it."""
@@ -131,10 +132,15 @@ async def execute(
             await _execute(conn, await _settled(conn, jobs), pool)
     except psycopg.errors.ReadOnlySqlTransaction:
         conn.pgconn.finish()  # the pool must replace it
+        for job in jobs:
+            job.put_off()  # who has not been told has not been sent
         raise
     except StatementRefusedError as error:
         for job in jobs:
-            job.fail(copy_of(error)) if len(jobs) == 1 else job.be_alone()
+            if job.alone:
+                job.fail(error)
+            job.alone = True
+            job.put_off()
     except psycopg.Error as loss:
         for job in jobs:
             if monotonic() - began >= patience:
@@ -146,14 +152,19 @@ async def execute(
 
 
 async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
-    """Those of which no earlier attempt can still be at work."""
+    """Those of which, and of what stands before them, no earlier attempt can still be at work."""
     settled = []
     known: dict[Attempt, bool] = {}
+    held: set[Line | None] = set()
     for job in jobs:
+        if job.line in held:
+            job.put_off()
+            continue
         try:
             await job.operation.settle(conn, known)
         except (StillAtWork, Unprovable) as error:
             job.fail(error)
+            held.add(job.line)
         else:
             settled.append(job)
     return settled
@@ -192,24 +203,45 @@ def _opening(jobs: Sequence[Job]) -> list[Statement]:
 async def _execute_each(
     conn: Connection, jobs: Sequence[Job], opening: Sequence[Statement]
 ) -> None:
-    """Execute each as a transaction of its own."""
-    segments = [Segment([*opening, *job.statements]) for job in jobs]
-    try:
-        await send_segments(conn, [[segment] for segment in segments])
-    finally:
-        _tell_all(conn, jobs, segments)
+    """Execute each as a transaction of its own: the first one of each line, then the next.
+
+    Where one will be tried again, those behind it in its line wait for that.
+    """
+    while jobs:
+        first_of: dict[Line | None, Job] = {}
+        for job in jobs:
+            first_of.setdefault(job.line, job)
+        heads = list(first_of.values())
+        segments = [Segment([*opening, *job.statements]) for job in heads]
+        try:
+            await send_segments(conn, [[segment] for segment in segments])
+        finally:
+            _tell_all(conn, heads, segments)
+        held = {job.line for job, segment in zip(heads, segments, strict=True) if _again(segment)}
+        for job in jobs:
+            if job.line in held:
+                job.put_off()
+        jobs = [job for job in jobs if job not in heads and job.line not in held]
+
+
+def _again(segment: Segment) -> bool:
+    """Whether it will be tried again."""
+    error = segment.error
+    return isinstance(error, psycopg.errors.LockNotAvailable) or (
+        error is not None and is_transient(error)
+    )
 
 
 def _tell_all(conn: Connection, jobs: Sequence[Job], segments: Sequence[Segment]) -> None:
     """What has become of each; nothing, where nobody knows."""
     for job, segment in zip(jobs, segments, strict=True):
-        waits_for_a_lock = isinstance(segment.error, psycopg.errors.LockNotAvailable)
-        if waits_for_a_lock and len(jobs) > 1:
-            job.be_alone()
+        if segment.is_done:
+            _answer(conn, job, segment)
+        elif isinstance(segment.error, psycopg.errors.LockNotAvailable) and not job.alone:
+            job.alone = True  # where it may wait as long as it likes
+            job.put_off()
         elif segment.error:
             job.fail(segment.error)
-        elif segment.is_done:
-            _answer(conn, job, segment)
     for segment in segments:
         if isinstance(segment.error, psycopg.errors.ReadOnlySqlTransaction):
             raise segment.error

@@ -107,6 +107,7 @@ class Batches:
             PoolTimeout: it could not be sent within the pool's timeout, or there was no room.
             psycopg.Error: as on a connection of its own.
         """
+        job.line = None  # of another pool, which has moved
         try:
             await self._enter(job, thread)
             return await job.operation.run(partial(self._attempt, job), outage, self._pool)
@@ -141,13 +142,12 @@ class Batches:
 
     def _leave(self, job: Job) -> None:
         """It is over: done, or failed, or its caller has gone."""
-        line, job.line = job.line, None
-        if line:
-            line.jobs.remove(job)
+        if job.line:
+            job.line.jobs.remove(job)
             self._count -= 1
             self._bytes -= job.size
-            self._remember(job, line.thread)
-            self.offer(line)
+            self._remember(job, job.line.thread)
+            self.offer(job.line)
         while self._outside and self._has_room():
             next_one = next(iter(self._outside))
             thread, admitted = self._outside.pop(next_one)
