@@ -438,6 +438,7 @@ async def _execute_together(conn: Connection, jobs: Sequence[Job]) -> bool:
     if len(jobs) == 1:
         await send_segments(conn, [segments])
         _tell(conn, jobs[0], segments[0])
+        _refuse_standby(segments)
         return True
     await send_segments(conn, [[Segment([_IN_COMPANY]), *segments]])
     if not all(segment.is_done for segment in segments):
@@ -458,6 +459,14 @@ async def _execute_each(conn: Connection, jobs: Sequence[Job]) -> None:
                 job.be_alone()
             else:
                 _tell(conn, job, segment)
+    _refuse_standby(segments)
+
+
+def _refuse_standby(segments: Sequence[Segment]) -> None:
+    """Tell the pool, too, where a failover has left the connection with a standby."""
+    for segment in segments:
+        if isinstance(segment.error, psycopg.errors.ReadOnlySqlTransaction):
+            raise segment.error
 
 
 def _tell(conn: Connection, job: Job, segment: Segment) -> None:

@@ -308,6 +308,16 @@ async def test_what_failed_alone_is_not_lost_with_the_others(saver, lghard_datab
     assert [(2,)] == attempts
 
 
+async def test_what_has_become_a_standby_is_left(lghard_database):
+    """The pool hears of it, replaces the connection, and the batch is sent again."""
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        async with saver.conn.connection() as conn:
+            await conn.execute("SET default_transaction_read_only = on")
+        await put_many(saver, 20)
+        assert {"read-only": 1} == saver.conn.snapshot().evictions
+    assert {*NAMES} == await threads(lghard_database)
+
+
 async def test_without_a_connection_all_are_told(lghard_database):
     """After the pool's timeout, and what to do about it."""
     async with (
