@@ -14,7 +14,7 @@ way, or waits to be tried again, those behind it wait.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -36,6 +36,7 @@ from lghard.postgres.retries import (
     StillAtWork,
 )
 from lghard.postgres.statements import Segment, Statement, rows_of, send_segments
+from lghard.resilience import is_transient
 
 CONNECTIONS: Final = 4
 """Connections that batches use at once, at most: with more of them, batches are smaller."""
@@ -123,9 +124,9 @@ class Job:
         if self.done and self._is_awaited():
             self.done.set_exception(error)
 
-    def be_alone(self) -> None:
-        """It has had no effect, and wants to be sent again, without company."""
-        self.backend, self.alone = None, True
+    def put_off(self) -> None:
+        """It has had no effect, and wants to be sent again."""
+        self.backend = None
 
     def lose(self, loss: psycopg.Error) -> None:
         """Its connection was lost under it."""
@@ -408,6 +409,8 @@ async def execute(conn: Connection, batch: Sequence[Job]) -> None:
                 await _execute_each(conn, settled)
     except psycopg.errors.ReadOnlySqlTransaction:
         conn.pgconn.finish()  # the pool must replace it
+        for job in batch:
+            job.put_off()  # who has not been told yet has not been sent
         raise
     except psycopg.Error as loss:
         for job in batch:
@@ -422,11 +425,16 @@ async def execute(conn: Connection, batch: Sequence[Job]) -> None:
 async def _settled(conn: Connection, batch: Sequence[Job]) -> list[Job]:
     """Those of which no earlier attempt can still be at work."""
     settled = []
+    held: set[Line] = set()
     for job in batch:
+        if job.line in held:  # what stands before it will be tried again
+            job.put_off()
+            continue
         try:
             await job.operation.settle(conn)
         except (StillAtWork, PoolerInBetween) as error:
             job.fail(error)
+            held.add(job.line)
         else:
             settled.append(job)
     return settled
@@ -449,17 +457,41 @@ async def _execute_together(conn: Connection, jobs: Sequence[Job]) -> bool:
 
 
 async def _execute_each(conn: Connection, jobs: Sequence[Job]) -> None:
-    """Execute each as a transaction of its own."""
-    segments = [Segment([_IN_COMPANY, *job.statements]) for job in jobs]
-    try:
-        await send_segments(conn, [[segment] for segment in segments])
-    finally:
-        for job, segment in zip(jobs, segments, strict=True):
-            if isinstance(segment.error, psycopg.errors.LockNotAvailable):
-                job.be_alone()
-            else:
-                _tell(conn, job, segment)
-    _refuse_standby(segments)
+    """Execute each as a transaction of its own: first the first one of each line, and so on.
+
+    Where one will be tried again, those behind it in its line wait for that.
+    """
+    while jobs:
+        heads = list({job.line: job for job in reversed(jobs)}.values())
+        segments = [Segment([_IN_COMPANY, *job.statements]) for job in heads]
+        try:
+            await send_segments(conn, [[segment] for segment in segments])
+        finally:
+            held = {
+                job.line
+                for job, segment in zip(heads, segments, strict=True)
+                if not _is_over(conn, job, segment)
+            }
+        _refuse_standby(segments)
+        jobs = _not_held(held, [job for job in jobs if job not in heads])
+
+
+def _is_over(conn: Connection, job: Job, segment: Segment) -> bool:
+    """Whether it will not be tried again, as far as it has heard."""
+    if isinstance(segment.error, psycopg.errors.LockNotAvailable):
+        job.alone = True
+        job.put_off()
+        return False
+    _tell(conn, job, segment)
+    return not (segment.error and is_transient(segment.error))
+
+
+def _not_held(held: Set[Line], jobs: Sequence[Job]) -> list[Job]:
+    """Those of `jobs` whose line goes on; the others are put off."""
+    for job in jobs:
+        if job.line in held:
+            job.put_off()
+    return [job for job in jobs if job.line not in held]
 
 
 def _refuse_standby(segments: Sequence[Segment]) -> None:

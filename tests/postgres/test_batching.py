@@ -270,6 +270,50 @@ async def test_nor_when_the_first_has_to_be_repeated(saver, proxy, lghard_databa
     assert "second" == found.checkpoint["channel_values"]["text"]
 
 
+async def test_nor_when_the_first_has_to_wait_for_a_lock(saver, lghard_database):
+    """It was sent with the second, which needs no lock, and waits alone all the same."""
+    await put(saver, "t")
+    async with await AsyncConnection.connect(lghard_database) as other:
+        await other.execute("LOCK checkpoints IN EXCLUSIVE MODE")
+        first = asyncio.create_task(put(saver, "t", text="first"))
+        second = asyncio.create_task(saver.aget_tuple(config_of("t")))
+        other_thread = asyncio.create_task(saver.aget_tuple(config_of("u")))
+        await other_thread
+        await asyncio.wait({second}, timeout=0.3)
+        assert not second.done()
+    await first
+    assert "first" == (await second).checkpoint["channel_values"]["text"]
+
+
+async def test_nor_when_the_first_may_be_at_work_still(lghard_database, proxy):
+    """Its first backend has to go before it is repeated; what would be sent with it waits, too."""
+    conninfo = proxy.conninfo(lghard_database)
+    async with opened(conninfo, batching=True, attempt_timeout=0.2) as saver:
+        await put(saver, "t")
+        proxy.hold_requests(1, containing=b"first")
+        first = asyncio.create_task(put(saver, "t", text="first"))
+        await eventually(lambda: proxy.held)
+        second = asyncio.create_task(saver.aget_tuple(config_of("t")))
+        await asyncio.gather(first, second)
+        proxy.release()
+    assert "first" == second.result().checkpoint["channel_values"]["text"]
+
+
+async def test_nor_when_the_first_is_in_conflict(saver, lghard_database):
+    """In company, and then by itself; only then those behind it are sent."""
+    await execute(
+        lghard_database,
+        "CREATE SEQUENCE attempts",
+        "CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF nextval('attempts') <= 2 THEN RAISE serialization_failure; END IF; "
+        "RETURN NEW; END $$",
+        "CREATE TRIGGER conflict BEFORE INSERT ON checkpoints "
+        "FOR EACH ROW EXECUTE FUNCTION conflict()",
+    )
+    _, found = await asyncio.gather(put(saver, "t"), saver.aget_tuple(config_of("t")))
+    assert found
+
+
 # When the connection is lost
 
 
