@@ -19,7 +19,7 @@ from contextlib import suppress
 from copy import copy
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
 from psycopg.rows import DictRow
@@ -150,6 +150,14 @@ class Line:
         self.is_busy = False  # its turn has come, or some of it is under way
 
 
+class _Outside(NamedTuple):
+    """Who waits for room: told when he has come in."""
+
+    admitted: asyncio.Future[None]
+    job: Job
+    thread: object
+
+
 class Batches:
     """The lines of a pool.
 
@@ -164,7 +172,7 @@ class Batches:
         self._pool = pool
         self._lines: dict[object, Line] = {}
         self._large: OrderedDict[object, None] = OrderedDict()
-        self._outside: deque[asyncio.Future[None]] = deque()
+        self._outside: deque[_Outside] = deque()
         self._count = 0
         self._bytes = 0
         in_company = max(1, min(connections, pool.max_size - 1))
@@ -201,24 +209,33 @@ class Batches:
 
     async def _enter(self, job: Job, thread: object) -> None:
         if self._outside or not self._has_room():
-            await self._wait_outside(job.operation.remaining())
+            await self._wait_outside(job, thread)
+        else:
+            self._admit(job, thread)
+
+    def _has_room(self) -> bool:
+        return self._count < QUEUE and self._bytes < QUEUE_BYTES
+
+    def _admit(self, job: Job, thread: object) -> None:
         self._count += 1
         self._bytes += job.size
         job.alone = job.alone or (job.is_read and thread in self._large)
         job.line = self._lines.get(thread) or self._lines.setdefault(thread, Line(thread))
         job.line.jobs.append(job)
 
-    def _has_room(self) -> bool:
-        return self._count < QUEUE and self._bytes < QUEUE_BYTES
-
-    async def _wait_outside(self, timeout: float) -> None:
+    async def _wait_outside(self, job: Job, thread: object) -> None:
         admitted = asyncio.get_running_loop().create_future()
-        self._outside.append(admitted)
+        place = _Outside(admitted, job, thread)
+        self._outside.append(place)
         try:
-            await asyncio.wait({admitted}, timeout=timeout)
+            await asyncio.wait({admitted}, timeout=job.operation.remaining())
+        except asyncio.CancelledError:
+            if admitted.done():
+                self._leave(job)
+            raise
         finally:
             with suppress(ValueError):
-                self._outside.remove(admitted)
+                self._outside.remove(place)
         if not admitted.done():
             raise self._late("there was no room for it within its deadline")
 
@@ -230,7 +247,9 @@ class Batches:
         self._remember(job)
         self.offer(job.line)
         while self._outside and self._has_room():
-            self._outside.popleft().set_result(None)
+            admitted, job, thread = self._outside.popleft()
+            self._admit(job, thread)  # now, or others would take its place
+            admitted.set_result(None)
 
     def _remember(self, job: Job) -> None:
         if max(job.size, job.found) >= _LARGE:

@@ -314,6 +314,20 @@ async def test_nor_when_the_first_is_in_conflict(saver, lghard_database):
     assert found
 
 
+async def test_who_is_let_in_comes_before_who_comes_then(lghard_database, monkeypatch):
+    """Who waits outside keeps his place."""
+    monkeypatch.setattr(batching, "QUEUE", 1)
+    async with opened(lghard_database, batching=True) as saver:
+
+        async def first_and_third():
+            await put(saver, "t", text="first")
+            await put(saver, "t", text="third")
+
+        await asyncio.gather(first_and_third(), put(saver, "t", text="second"))
+        found = await saver.aget_tuple(config_of("t"))
+    assert "third" == found.checkpoint["channel_values"]["text"]
+
+
 # When the connection is lost
 
 
@@ -472,6 +486,22 @@ async def test_there_is_room_for_so_many_operations(lghard_database, monkeypatch
         await asyncio.gather(*puts)
         assert [0, 0, 0] == [lines._count, lines._bytes, len(lines._lines)]
     assert 30 == len(await threads(lghard_database))
+
+
+async def test_there_is_never_room_for_more(lghard_database, monkeypatch):
+    """Also when those who wait outside come in."""
+    monkeypatch.setattr(batching, "QUEUE", 3)
+    async with opened(lghard_database, batching=True) as saver:
+        lines = batching.Batches.of(saver.conn)
+        most = 0
+
+        async def put_and_count(thread):
+            nonlocal most
+            await put(saver, thread)
+            most = max(most, lines._count)
+
+        await asyncio.gather(*(put_and_count(f"t{at}") for at in range(30)))
+    assert most <= 3
 
 
 async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
