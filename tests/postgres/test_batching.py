@@ -282,6 +282,64 @@ async def test_nor_when_the_first_has_to_be_repeated(saver, proxy, lghard_databa
     assert "second" == found.checkpoint["channel_values"]["text"]
 
 
+async def test_nor_when_the_first_has_to_wait_for_a_lock(saver, lghard_database):
+    """It was sent with the second, which needs no lock, and waits alone all the same."""
+    await put(saver, "t")
+    async with await AsyncConnection.connect(lghard_database) as other:
+        await other.execute("LOCK checkpoints IN EXCLUSIVE MODE")
+        first = asyncio.create_task(put(saver, "t", text="first"))
+        second = asyncio.create_task(saver.aget_tuple(config_of("t")))
+        other_thread = asyncio.create_task(saver.aget_tuple(config_of("u")))
+        await other_thread
+        await asyncio.wait({second}, timeout=0.3)
+        assert not second.done()
+    await first
+    assert "first" == (await second).checkpoint["channel_values"]["text"]
+
+
+async def test_nor_when_the_first_may_be_at_work_still(lghard_database, proxy):
+    """Its first backend has to go before it is repeated; what would be sent with it waits, too."""
+    conninfo = proxy.conninfo(lghard_database)
+    async with opened(conninfo, batching=True, attempt_timeout=0.2) as saver:
+        await put(saver, "t")
+        proxy.hold_requests(1, containing=b"first")
+        first = asyncio.create_task(put(saver, "t", text="first"))
+        await eventually(lambda: proxy.held)
+        second = asyncio.create_task(saver.aget_tuple(config_of("t")))
+        await asyncio.gather(first, second)
+        proxy.release()
+    assert "first" == second.result().checkpoint["channel_values"]["text"]
+
+
+async def test_nor_when_the_first_is_in_conflict(saver, lghard_database):
+    """In company, and then by itself; only then those behind it are sent."""
+    await execute(
+        lghard_database,
+        "CREATE SEQUENCE attempts",
+        "CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF nextval('attempts') <= 2 THEN RAISE serialization_failure; END IF; "
+        "RETURN NEW; END $$",
+        "CREATE TRIGGER conflict BEFORE INSERT ON checkpoints "
+        "FOR EACH ROW EXECUTE FUNCTION conflict()",
+    )
+    _, found = await asyncio.gather(put(saver, "t"), saver.aget_tuple(config_of("t")))
+    assert found
+
+
+async def test_who_is_let_in_comes_before_who_comes_then(lghard_database, monkeypatch):
+    """Who waits outside keeps his place."""
+    monkeypatch.setattr(batching, "QUEUE", 1)
+    async with opened(lghard_database, batching=True) as saver:
+
+        async def first_and_third():
+            await put(saver, "t", text="first")
+            await put(saver, "t", text="third")
+
+        await asyncio.gather(first_and_third(), put(saver, "t", text="second"))
+        found = await saver.aget_tuple(config_of("t"))
+    assert "third" == found.checkpoint["channel_values"]["text"]
+
+
 # When the connection is lost
 
 
@@ -318,6 +376,16 @@ async def test_what_failed_alone_is_not_lost_with_the_others(saver, lghard_datab
     assert {*NAMES} - {"t7"} == await threads(lghard_database)
     attempts = await query(lghard_database, "SELECT last_value FROM attempts")
     assert [(2,)] == attempts
+
+
+async def test_what_has_become_a_standby_is_left(lghard_database):
+    """The pool hears of it, replaces the connection, and the batch is sent again."""
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        async with saver.conn.connection() as conn:
+            await conn.execute("SET default_transaction_read_only = on")
+        await put_many(saver, 20)
+        assert {"read-only": 1} == saver.conn.snapshot().evictions
+    assert {*NAMES} == await threads(lghard_database)
 
 
 async def test_without_a_connection_all_are_told(lghard_database):
@@ -446,6 +514,22 @@ async def test_who_is_let_in_and_cancelled_leaves_room(lghard_database, monkeypa
         await puts[2]
         assert [0, 0, {}] == [lines._count, lines._bytes, lines._lines]
     assert {"t2"} == await threads(lghard_database)
+
+
+async def test_there_is_never_room_for_more(lghard_database, monkeypatch):
+    """Also when those who wait outside come in."""
+    monkeypatch.setattr(batching, "QUEUE", 3)
+    async with opened(lghard_database, batching=True) as saver:
+        lines = batching.Batches.of(saver.conn)
+        most = 0
+
+        async def put_and_count(thread):
+            nonlocal most
+            await put(saver, thread)
+            most = max(most, lines._count)
+
+        await asyncio.gather(*(put_and_count(f"t{at}") for at in range(30)))
+    assert most <= 3
 
 
 async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
