@@ -60,6 +60,7 @@ class Job:
         "size",
         "statements",
         "timer",
+        "turn",
     )
 
     def __init__(
@@ -78,6 +79,8 @@ class Job:
         self.found = 0
         self.line: Line | None = None
         self.timer: asyncio.TimerHandle
+        # If somebody else executes it: told when it is the first in line.
+        self.turn: asyncio.Future[None] | None = None
         # While it wants to be sent, or is under way: who waits for it, and where it has been sent.
         self.done: asyncio.Future[list[DictRow]] | None = None
         self.attempt: Attempt | None = None

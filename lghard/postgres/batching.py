@@ -14,10 +14,10 @@ way, or waits to be tried again, those behind it wait.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
 from psycopg.rows import DictRow
@@ -25,9 +25,11 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from lghard.postgres.batch import LARGE, Job, copy_of, execute
 from lghard.postgres.pool import ManagedPool
-from lghard.postgres.retries import Outage
+from lghard.postgres.retries import Operation, Outage
 from lghard.postgres.settling import Attempt, Connection
 from lghard.postgres.voiding import attempt_on
+
+T = TypeVar("T")
 
 CONNECTIONS: Final = 4
 """Connections that batches use at once, at most: with more of them, batches are smaller."""
@@ -114,6 +116,36 @@ class Batches:
         finally:
             self._leave(job)
 
+    async def run_in_turn(
+        self,
+        operation: Operation,
+        call: Callable[[], Awaitable[T]],
+        outage: Outage,
+        thread: object,
+    ) -> T:
+        """The result of `call`, which takes a connection of its own, when its turn has come.
+
+        Args:
+            operation: how often it is repeated.
+            call: what to execute.
+            outage: of the pool.
+            thread: in whose line it stands.
+
+        Raises:
+            PoolTimeout: its turn did not come within the deadline.
+            psycopg.Error: as without batches.
+        """
+        job = Job(operation, ())
+        job.turn = asyncio.get_running_loop().create_future()
+        try:
+            await self._enter(job, thread)
+            await asyncio.wait({job.turn}, timeout=operation.patience())
+            if not job.turn.done():
+                raise self._late("its turn did not come")
+            return await operation.run(call, outage, self._pool)
+        finally:
+            self._leave(job)
+
     async def _enter(self, job: Job, thread: object) -> None:
         if self._has_room() and not self._outside:
             self._admit(job, thread)
@@ -129,6 +161,7 @@ class Batches:
         job.alone = job.alone or (job.is_read and thread in self._large)
         job.line = self._lines.get(thread) or self._lines.setdefault(thread, Line(thread))
         job.line.jobs.append(job)
+        self.offer(job.line)
 
     async def _wait_outside(self, job: Job, thread: object) -> None:
         admitted = asyncio.get_running_loop().create_future()
@@ -169,7 +202,10 @@ class Batches:
             return
         if not line.jobs:
             self._lines.pop(line.thread, None)
-        elif (head := line.jobs[0]).wants_to_be_sent():
+        elif (head := line.jobs[0]).turn:
+            if not head.turn.done():
+                head.turn.set_result(None)
+        elif head.wants_to_be_sent():
             line.is_busy = True
             (self._alone if head.alone else self._in_company).add(line)
 
