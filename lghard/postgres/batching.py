@@ -14,12 +14,13 @@ way, or waits to be tried again, those behind it wait.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from copy import copy
 from functools import partial
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import psycopg
 from psycopg.rows import DictRow
@@ -37,6 +38,8 @@ from lghard.postgres.retries import (
 )
 from lghard.postgres.statements import Segment, Statement, rows_of, send_segments
 from lghard.resilience import is_transient
+
+T = TypeVar("T")
 
 CONNECTIONS: Final = 4
 """Connections that batches use at once, at most: with more of them, batches are smaller."""
@@ -88,6 +91,7 @@ class Job:
         "size",
         "statements",
         "timer",
+        "turn",
     )
 
     def __init__(
@@ -106,6 +110,8 @@ class Job:
         self.found = 0
         self.line: Line
         self.timer: asyncio.TimerHandle
+        # If it is not sent from here: when it is the first in line.
+        self.turn: asyncio.Future[None] | None = None
         # While it wants to be sent, or is under way: who waits for it, and where it has been sent.
         self.done: asyncio.Future[list[DictRow]] | None = None
         self.backend: Backend | None = None
@@ -207,6 +213,31 @@ class Batches:
         finally:
             self._leave(job)
 
+    async def run_in_turn(
+        self,
+        operation: Operation,
+        call: Callable[[], Awaitable[T]],
+        outage: Outage,
+        thread: object,
+    ) -> T:
+        """The result of `call`, which uses a connection of its own, when its turn has come.
+
+        Raises:
+            PoolTimeout: its turn did not come within the deadline.
+            psycopg.Error: as without batches.
+        """
+        job = Job(operation, ())
+        job.turn = asyncio.get_running_loop().create_future()
+        await self._enter(job, thread)
+        try:
+            self.offer(job.line)
+            await asyncio.wait({job.turn}, timeout=operation.patience())
+            if not job.turn.done():
+                raise self._late("its turn did not come")
+            return await operation.run(call, outage, self._pool)
+        finally:
+            self._leave(job)
+
     async def _enter(self, job: Job, thread: object) -> None:
         if self._outside or not self._has_room():
             await self._wait_outside(job, thread)
@@ -266,7 +297,10 @@ class Batches:
             return
         if not line.jobs:
             self._lines.pop(line.thread, None)
-        elif (head := line.jobs[0]).wants_to_be_sent():
+        elif (head := line.jobs[0]).turn:
+            if not head.turn.done():
+                head.turn.set_result(None)
+        elif head.wants_to_be_sent():
             line.is_busy = True
             (self._alone if head.alone else self._in_company).add(line)
 
@@ -505,7 +539,7 @@ def _is_over(conn: Connection, job: Job, segment: Segment) -> bool:
     return not (segment.error and is_transient(segment.error))
 
 
-def _not_held(held: Set[Line], jobs: Sequence[Job]) -> list[Job]:
+def _not_held(held: AbstractSet[Line], jobs: Sequence[Job]) -> list[Job]:
     """Those of `jobs` whose line goes on; the others are put off."""
     for job in jobs:
         if job.line in held:

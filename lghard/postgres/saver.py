@@ -294,7 +294,11 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
 
     @override
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._run("adelete_thread", partial(self._delete, [str(thread_id)]))
+        delete = partial(self._delete, [str(thread_id)])
+        if self.batching:
+            await self._run_in_turn("adelete_thread", thread_id, delete)
+        else:
+            await self._run("adelete_thread", delete)
 
     async def _delete(self, thread_ids: Sequence[str]) -> None:
         # Not in a pipeline: where that is cancelled, psycopg leaves the connection in it for good.
