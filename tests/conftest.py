@@ -14,7 +14,7 @@ from lghard.testing.binaries import PostgresNotFoundError, find_binaries
 from lghard.testing.fixtures import require_or_skip
 from tests.postgres.tls import temporary_tls_postgres
 
-# Random tests are the same at each run, and quick. `pytest --hypothesis-profile=full` looks further.
+# Random tests are quick, and the same at each run; `pytest --hypothesis-profile=full` goes further.
 settings.register_profile(
     "fast",
     max_examples=30,

@@ -15,6 +15,7 @@ from lghard import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres import batching
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
+    checkpoint,
     config_of,
     eventually,
     execute,
@@ -324,6 +325,35 @@ async def test_nor_when_the_first_is_in_conflict(saver, lghard_database):
     )
     _, found = await asyncio.gather(put(saver, "t"), saver.aget_tuple(config_of("t")))
     assert found
+
+
+async def test_a_deletion_has_its_turn(saver, proxy, lghard_database):
+    """It is no part of a batch, and yet comes behind what was there before, and before the rest."""
+    await put(saver, "t")
+    proxy.hold_requests(1, containing=b"hold this")
+    first = asyncio.create_task(put(saver, "t", text="hold this"))
+    await eventually(lambda: proxy.held)
+    deletion = asyncio.create_task(saver.adelete_thread("t"))
+    second = asyncio.create_task(put(saver, "t", 2))
+    await asyncio.wait({deletion, second}, timeout=0.3)
+    assert not any(each.done() for each in (deletion, second))
+    proxy.release()
+    await asyncio.gather(first, deletion, second)
+    found = await query(lghard_database, "SELECT checkpoint_id FROM checkpoints")
+    assert [(checkpoint(2)["id"],)] == found
+
+
+async def test_a_deletion_whose_turn_does_not_come(saver, proxy):
+    """It ends at its deadline, and those behind it have theirs."""
+    proxy.hold_requests(1, containing=b"hold this")
+    first = asyncio.create_task(put(saver, "t", text="hold this"))
+    await eventually(lambda: proxy.held)
+    impatient = HardenedAsyncPostgresSaver(saver.conn, batching=True, deadline=0.1)
+    with pytest.raises(PoolTimeout, match="its turn did not come"):
+        await impatient.adelete_thread("t")
+    second = asyncio.create_task(put(saver, "t", 2))
+    proxy.release()
+    await asyncio.gather(first, second)
 
 
 async def test_who_is_let_in_comes_before_who_comes_then(lghard_database, monkeypatch):

@@ -1,20 +1,20 @@
-"""Batches under fire: whatever breaks, each thread is what its operations have made of it, in order.
+"""Batches under fire: whatever breaks, a thread is what its operations have made of it, in order.
 
 Bursts of operations on a few threads, some of which are invalid, and some of which are cancelled,
 while connections are cut wherever that may be. A model says what the rows of each thread may be at
 each point of its order: one state, or several where nobody knows what became of an operation whose
 caller has gone. Rows and what was read are compared with it.
 
-`pytest --hypothesis-profile=full` looks for longer.
+`pytest --hypothesis-profile=full` goes on for longer.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -119,14 +119,7 @@ async def perform(saver: Any, op: Op) -> Any:
     match op.kind:
         case "read":
             found = await saver.aget_tuple(config_of(op.thread))
-            if found is None:
-                return None
-            values = {
-                name: value if name == "text" else value.decode()
-                for name, value in found.checkpoint["channel_values"].items()
-            }
-            writes = [(task, name, value.decode()) for task, name, value in found.pending_writes]
-            return found.checkpoint["id"], values, sorted(writes)
+            return found and what_is_in(found)
         case "delete":
             await saver.adelete_thread(op.thread)
         case "messages" | "special":
@@ -140,6 +133,17 @@ async def perform(saver: Any, op: Op) -> Any:
             made = checkpoint(op.target, text=text, a=blob, b=blob)
             made["channel_versions"] = dict.fromkeys("ab", op.value)
             await saver.aput(config_of(op.thread), made, METADATA, made["channel_versions"])
+    return None
+
+
+def what_is_in(found: Any) -> tuple[Any, ...]:
+    """As the model says it."""
+    values = {
+        name: value if name == "text" else value.decode()
+        for name, value in found.checkpoint["channel_values"].items()
+    }
+    writes = [(task, name, value.decode()) for task, name, value in found.pending_writes]
+    return found.checkpoint["id"], values, sorted(writes)
 
 
 # What breaks
@@ -161,6 +165,11 @@ class Fault:
     direction: Any = "up"
     times: int = 1
 
+    @property
+    def loses(self) -> bool:
+        """Whether operations may have to be repeated though they have been done."""
+        return self.kind not in ("none", "lock")
+
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND usename IS NOT NULL AND pid"
 
@@ -173,7 +182,7 @@ class Fire:
         self.states: dict[str, State] = {}
         self.values = map("{:08}".format, count(1))
 
-    async def __aenter__(self) -> "Fire":
+    async def __aenter__(self) -> Self:
         self.block = AsyncExitStack()
         try:
             await self.open()
@@ -211,7 +220,7 @@ class Fire:
         found = self.observer.execute(ROWS, {"thread": thread}).fetchall()
         return frozenset((tuple(key), value) for key, value in found)
 
-    async def burst(self, ops: Iterable[Op], fault: Fault = Fault()) -> None:  # noqa: B008
+    async def burst(self, ops: Iterable[Op], fault: Fault = Fault()) -> None:
         """Issue the operations in that order, while this breaks, and compare."""
         ops = [replace(op, value=next(self.values)) for op in ops]
         seen: list[tuple[int, State]] = []
@@ -233,7 +242,7 @@ class Fire:
         await asyncio.gather(*others)
         self.disarm()
         await self.at_rest()
-        self.compare(ops, results, seen)
+        self.compare(ops, results, seen, fault)
 
     def arm(self, fault: Fault) -> None:
         """What happens by itself, on the way."""
@@ -279,21 +288,46 @@ class Fire:
 
         await eventually(is_at_rest)
 
-    def compare(self, ops: list[Op], results: list[Any], seen: list[tuple[int, State]]) -> None:
+    def compare(
+        self, ops: list[Op], results: list[Any], seen: list[tuple[int, State]], fault: Fault
+    ) -> None:
         """The rows of each thread, and what its operations have seen, with the model."""
         for thread in dict.fromkeys(op.thread for op in ops):
             line = [at for at, op in enumerate(ops) if op.thread == thread]
             may_be = {at: set[State]() for at in line}
             now = {self.states.get(thread, EMPTY)}
-            for at in line:
+            for place, at in enumerate(line):
+                if fault.loses:
+                    now |= after_losses([ops[each] for each in line[place:]], now)
                 may_be[at] = now = outcomes(ops[at], results[at], now)
+            story = "\n".join(f"{ops[at]}: {results[at]!r}" for at in line)
             self.states[thread] = self.rows(thread)
-            story = "\n".join(f"{ops[at]} -> {results[at]!r}" for at in line)
             assert self.states[thread] in now, story
             for at, state in seen:
                 if ops[at].thread == thread:
                     later = set[State]().union(*(may_be[each] for each in line if each >= at))
-                    assert state in later, f"{ops[at]} was said to be done, and was not"
+                    assert state in later, f"{ops[at]} was said to be done, and was not: {story}"
+
+
+def after_losses(line: Sequence[Op], before: set[State]) -> set[State]:
+    """What the rows may be while the first of `line` is repeated.
+
+    The attempts that were lost, two at most, may have done more than that: what was sent with it
+    was in the same transaction.
+    """
+    once = {state for each in before for state in attempts(line, each)}
+    return once | {state for each in once for state in attempts(line, each)}
+
+
+def attempts(line: Sequence[Op], state: State) -> Iterator[State]:
+    """The rows after each number of operations that may have been sent together."""
+    for op in line:
+        if op.kind == "delete" and op is not line[0]:
+            break
+        state = op.apply(state)
+        yield state
+        if op.kind == "delete":
+            break
 
 
 def outcomes(op: Op, result: Any, before: set[State]) -> set[State]:
