@@ -92,20 +92,6 @@ class Operating:
     ) -> T:
         return await Batches.of(pool).run_in_turn(operation, call, self._outage, str(thread))
 
-    async def _run_in_turn(self, name: str, thread: object, call: Callable[[], Awaitable[T]]) -> T:
-        """As `_run`, behind what is in line for this thread, and before what comes later."""
-        operation = self._operation(name)
-        return await self._there(operation, partial(self._take_turn, operation, thread, call))
-
-    async def _take_turn(
-        self,
-        operation: Operation,
-        thread: object,
-        call: Callable[[], Awaitable[T]],
-        pool: AsyncConnectionPool[Connection],
-    ) -> T:
-        return await Batches.of(pool).run_in_turn(operation, call, self._outage, thread)
-
     async def _there(
         self,
         operation: Operation,
