@@ -88,6 +88,11 @@ def count_callers(number: int) -> str:
     return f"{number} caller" + "s" * (number != 1)
 
 
+def count_bytes(number: float) -> str:
+    """1 kB, 5 MB."""
+    return f"{number / 1e6:g} MB" if number >= 1e6 else f"{number / 1e3:g} kB"
+
+
 def keep(name: Name, conninfo: str, result: dict[str, Any], goals: Sequence[Goal]) -> None:
     """Write the result, with what it was measured on, to `results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
