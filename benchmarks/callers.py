@@ -37,6 +37,7 @@ async def throughput(
     *,
     callers: int,
     seconds: float,
+    nodes: int = NODES,
     size: int = 0,
     most: float = inf,
 ) -> Measurement[Throughput]:
@@ -47,17 +48,18 @@ async def throughput(
         conninfo: its database.
         callers: how many of them.
         seconds: how long they start new runs.
+        nodes: of the graph.
         size: of the state, in bytes, over the few of a short message.
         most: how many runs they start at most.
     """
     async with contestant(conninfo) as saver:
         operations = time_operations(saver)
-        graph = build_graph(saver, nodes=NODES)
+        graph = build_graph(saver, nodes=nodes)
         await _call(graph, callers, seconds / 4)  # until all connections are open and warm
         operations.clear()
         with clock() as reading:
             done = await _call(graph, callers, seconds, size=size, most=most)
-    wrong = [each for each in done if each.state != expected(each.thread_id, NODES, size=size)]
+    wrong = [each for each in done if each.state != expected(each.thread_id, nodes, size=size)]
     assert not wrong, f"{len(wrong)} runs ended in a wrong state, as did {wrong[0].thread_id}"
     value = Throughput(
         len(done) / reading.seconds,
