@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 LARGE: Final = 1_000_000
 """Bytes from which on an operation is sent alone."""
 
-# In company nobody waits for a lock for longer than this. Who has to, waits alone.
-_IN_COMPANY: Final = Statement("SELECT set_config('lock_timeout', '100ms', true)", ())
+# In company nobody waits for a lock for long. Who has to, does it alone.
+_TOGETHER: Final = Statement("SELECT set_config('lock_timeout', '100ms', true)", ())
+_ONE_BY_ONE: Final = Statement("SELECT set_config('lock_timeout', '10ms', true)", ())
 
 
 class Job:
@@ -179,7 +180,8 @@ async def _execute(
     if not jobs:
         return
     opening = _opening(jobs)
-    segments = [Segment(opening), *(Segment(job.statements) for job in jobs)]
+    together = [_TOGETHER, *opening] if len(jobs) > 1 else opening
+    segments = [Segment(together), *(Segment(job.statements) for job in jobs)]
     await send_segments(conn, [segments])
     first, *others = segments
     if is_impossible(first.error):
@@ -191,16 +193,15 @@ async def _execute(
     elif first.is_done or len(jobs) == 1:
         _tell_all(conn, jobs, others)
     else:
-        await _execute_each(conn, jobs, opening)
+        await _execute_each(conn, jobs, [_ONE_BY_ONE, *opening])
 
 
-def _opening(jobs: Sequence[Job]) -> list[Statement]:
-    """What stands before the statements of `jobs`, in the same transaction."""
+def _opening(jobs: Sequence[Job]) -> Sequence[Statement]:
+    """What has to stand before the statements of `jobs`, if a retry may have to be kept apart."""
     attempt = jobs[0].attempt
     assert attempt
     overwrites = any(job.operation.rule is Repeat.ONCE_GONE for job in jobs)
-    in_company = [_IN_COMPANY] if len(jobs) > 1 else []
-    return [*in_company, *(attempt.opening if overwrites else ())]
+    return attempt.opening if overwrites else ()
 
 
 async def _execute_each(
