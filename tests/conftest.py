@@ -17,7 +17,7 @@ from tests.postgres.tls import temporary_tls_postgres
 # Random tests are quick, and the same at each run; `pytest --hypothesis-profile=full` goes further.
 settings.register_profile(
     "fast",
-    max_examples=30,
+    max_examples=15,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
