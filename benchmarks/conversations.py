@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -88,6 +89,8 @@ class Trial:
     operation_p99: float
     operation_max: float
     cpu_seconds: float
+    pauses: list[float]
+    """Seconds of each collection of all garbage, which nothing else goes on beside."""
     wrong: int = 0
     foreign_cores: float = 0.0
 
@@ -113,6 +116,26 @@ class Gauge:
             await asyncio.sleep(_GLANCE)
 
 
+@contextmanager
+def noting_pauses() -> Iterator[list[float]]:
+    """How long each collection of all garbage took: the more is open, the longer."""
+    pauses: list[float] = []
+    began = 0.0
+
+    def note(phase: str, about: dict[str, int]) -> None:
+        nonlocal began
+        if phase == "start":
+            began = time.perf_counter()
+        elif about["generation"] == 2:
+            pauses.append(time.perf_counter() - began)
+
+    gc.callbacks.append(note)
+    try:
+        yield pauses
+    finally:
+        gc.callbacks.remove(note)
+
+
 async def converse(task: Task, report: Callable[[Trial], None]) -> None:
     """Hold all conversations of the task, and report before anything is closed.
 
@@ -127,10 +150,11 @@ async def converse(task: Task, report: Callable[[Trial], None]) -> None:
         gauge, graph = Gauge(), build_graph(saver, nodes=task.nodes, work=task.wait)
         watching = asyncio.create_task(gauge.watch())
         cpu, began = time.process_time(), time.perf_counter()
-        ends = await _hold_all(task, graph, gauge)
+        with noting_pauses() as pauses:
+            ends = await _hold_all(task, graph, gauge)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         watching.cancel()
-        report(_trial(ends, operations, gauge, seconds=seconds, cpu_seconds=cpu))
+        report(_trial(ends, operations, gauge, pauses, seconds=seconds, cpu_seconds=cpu))
 
 
 Ends = dict[str, list[str] | BaseException | None]
@@ -163,7 +187,13 @@ async def _hold_all(task: Task, graph: Graph, gauge: Gauge) -> Ends:
 
 
 def _trial(
-    ends: Ends, operations: Sequence[float], gauge: Gauge, *, seconds: float, cpu_seconds: float
+    ends: Ends,
+    operations: Sequence[float],
+    gauge: Gauge,
+    pauses: list[float],
+    *,
+    seconds: float,
+    cpu_seconds: float,
 ) -> Trial:
     errors = (type(end).__name__ for end in ends.values() if isinstance(end, BaseException))
     return Trial(
@@ -177,6 +207,7 @@ def _trial(
         p99(operations),
         max(operations),
         cpu_seconds,
+        pauses,
     )
 
 
@@ -319,6 +350,9 @@ def notes(plan: Plan, peak: float, measured: Measured) -> Iterator[str]:
     yield "Open: at most. Each: memory for each of those that were open."
     yield f"{BATCHED}: those that came at once were done in {_drained(measured):.1f} s."
     for (name, kind), each in measured.items():
+        if each.pauses:
+            longest = f"the longest {1000 * max(each.pauses):.0f} ms"
+            yield f"{name}, {kind}: garbage took {sum(each.pauses):.1f} s, {longest}."
         if each.unfinished:
             yield f"{name}, {kind}: {each.unfinished} not done after {plan.limit:g} s."
         for error, number in each.failed.items():
