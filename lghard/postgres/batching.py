@@ -301,10 +301,11 @@ class Lane:
 
     async def _send_some(self, conn: Connection) -> None:
         for _ in range(_ROUNDS):
-            if conn.closed or not self._ready or self._pool._waiting:
-                break
             if batch := self._take(attempt_on(conn, self._pool)):
                 await self._send(conn, batch)
+            # Not before the first one: two who yield to each other would never send anything.
+            if conn.closed or not self._ready or self._pool._waiting:
+                break
 
     def _take(self, attempt: Attempt) -> list[Job]:
         """The next batch: of each line, what stands at its head and may go together."""

@@ -153,6 +153,17 @@ async def test_four_connections_are_enough(lghard_database):
         assert saver.conn.snapshot().size <= batching.CONNECTIONS
 
 
+async def test_one_connection_is_enough(lghard_database):
+    """What goes alone and what goes in company take turns."""
+    async with opened(lghard_database, batching=True, max_size=1, timeout=5) as saver:
+        async with saver.conn.connection():
+            small = asyncio.create_task(put(saver, "t", text=""))
+            large = asyncio.create_task(put(saver, "u", text=LARGE))
+            await eventually(lambda: saver.conn.snapshot().waiting == 2)
+        await asyncio.gather(small, large)
+    assert {"t", "u"} == await threads(lghard_database)
+
+
 # Each for itself
 
 
