@@ -325,14 +325,15 @@ def after_losses(line: Sequence[tuple[Op, Any]], before: set[State]) -> set[Stat
 def after_attempt(line: Sequence[tuple[Op, Any]], before: set[State]) -> set[State]:
     """The rows after each number of operations that may have been sent together."""
     now, found = before, set[State]()
-    for op, result in line:
-        is_first = op is line[0][0]
-        if op.kind == "delete" and not is_first:
-            break
+    for at, (op, result) in enumerate(line):
         after = {op.apply(state) for state in now}
-        now = now | after if isinstance(result, asyncio.CancelledError) else after
-        found |= now
-        if op.kind == "delete":
+        left = isinstance(result, asyncio.CancelledError)  # perhaps before it was sent
+        if op.kind != "delete":
+            now = now | after if left else after
+            found |= now
+            continue
+        found |= set() if at else after  # it is sent alone
+        if not left:
             break
     return found
 
