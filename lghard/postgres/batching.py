@@ -494,7 +494,10 @@ async def _settled(conn: Connection, batch: Sequence[Job]) -> list[Job]:
 
 
 async def _execute_together(conn: Connection, jobs: Sequence[Job]) -> bool:
-    """Whether they could be executed as one transaction; if not, none was."""
+    """Whether they could be executed as one transaction; if not, none was.
+
+    What cannot even be sent is left out of it.
+    """
     segments = [Segment(job.statements) for job in jobs]
     if len(jobs) == 1:
         await send_segments(conn, [segments])
@@ -502,7 +505,7 @@ async def _execute_together(conn: Connection, jobs: Sequence[Job]) -> bool:
         _refuse_standby(segments)
         return True
     await send_segments(conn, [[Segment([_IN_COMPANY]), *segments]])
-    if not all(segment.is_done for segment in segments):
+    if not any(segment.is_done for segment in segments):
         return False
     for job, segment in zip(jobs, segments, strict=True):
         _tell(conn, job, segment)
