@@ -195,6 +195,12 @@ async def test_who_fails_has_no_effect(saver, lghard_database):
     assert [("u",)] == found
 
 
+async def test_what_cannot_be_sent_costs_the_others_nothing(saver, lghard_database):
+    """They are executed once, and together."""
+    assert ["t\x0011"] == [*await failures(saver, {**NAMES, "t\x0011": ""})]
+    assert 1 == await transactions(lghard_database)
+
+
 async def test_who_waits_for_a_lock_waits_alone(saver, lghard_database):
     """Its neighbours of the same batch, and those that come later, do not wait with it."""
     await put(saver, "t3")

@@ -171,6 +171,9 @@ class Fault:
         return self.kind not in ("none", "lock")
 
 
+ATTEMPT = 0.3
+"""Seconds after which an attempt is given up."""
+
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND usename IS NOT NULL AND pid"
 
 
@@ -201,7 +204,12 @@ class Fire:
         conninfo = self.proxy.conninfo(self.conninfo)
         self.saver = await enter(
             open_checkpointer(
-                conninfo, setup=False, batching=True, min_size=1, max_size=self.connections
+                conninfo,
+                setup=False,
+                batching=True,
+                attempt_timeout=ATTEMPT,
+                min_size=1,
+                max_size=self.connections,
             )
         )
         # Not one retry a second, as where a database is away for long.
@@ -225,6 +233,9 @@ class Fire:
     async def burst(self, ops: Iterable[Op], fault: Fault = Fault()) -> None:
         """Issue the operations in that order, while this breaks, and compare."""
         ops = [replace(op, value=next(self.values)) for op in ops]
+        if fault.kind == "late":
+            # What nobody repeats may come late, and so may the first attempt of a DO NOTHING.
+            ops = [replace(op, cancel=None) for op in ops if op.kind != "delete"]
         seen: list[tuple[int, State]] = []
 
         async def follow(at: int, op: Op) -> Any:
@@ -254,6 +265,8 @@ class Fire:
                 self.proxy.cut_after(fault.at, fault.direction, n=fault.times, reset=reset)
             case "lose responses":
                 self.proxy.lose_responses(fault.times)
+            case "late":
+                self.proxy.hold_requests(1)
             case "lock":
                 self.blocker.execute("BEGIN")
                 self.blocker.execute("LOCK checkpoints IN EXCLUSIVE MODE")
@@ -272,6 +285,9 @@ class Fire:
                     f"SELECT pg_terminate_backend(pid) FROM ({pids}) AS pids",
                     [self.blocker.info.backend_pid],
                 )
+            case "late":  # when it has been given up, and perhaps repeated
+                await asyncio.sleep(2 * ATTEMPT)
+                self.proxy.release()
             case "lock":
                 await asyncio.sleep(0.15)
                 self.blocker.execute("ROLLBACK")
@@ -325,14 +341,15 @@ def after_losses(line: Sequence[tuple[Op, Any]], before: set[State]) -> set[Stat
 def after_attempt(line: Sequence[tuple[Op, Any]], before: set[State]) -> set[State]:
     """The rows after each number of operations that may have been sent together."""
     now, found = before, set[State]()
-    for op, result in line:
-        is_first = op is line[0][0]
-        if op.kind == "delete" and not is_first:
-            break
+    for at, (op, result) in enumerate(line):
         after = {op.apply(state) for state in now}
-        now = now | after if isinstance(result, asyncio.CancelledError) else after
-        found |= now
-        if op.kind == "delete":
+        left = isinstance(result, asyncio.CancelledError)  # perhaps before it was sent
+        if op.kind != "delete":
+            now = now | after if left else after
+            found |= now
+            continue
+        found |= set() if at else after  # it is sent alone
+        if not left:
             break
     return found
 
@@ -398,7 +415,7 @@ faults = st.one_of(
         at=st.integers(0, 300),
     ),
     st.builds(Fault, kind=st.just("lose responses"), times=st.integers(1, 3)),
-    st.builds(Fault, kind=st.sampled_from(["none", "lock"])),
+    st.builds(Fault, kind=st.sampled_from(["none", "lock", "late"])),
 )
 
 
