@@ -133,7 +133,10 @@ async def execute(
     patience = max(job.operation.attempt_time() for job in jobs)
     try:
         with abort_after(conn, patience):
-            await _execute(conn, await _settled(conn, jobs), pool)
+            settled = await _settled(conn, jobs)
+            if not conn.autocommit:  # the questions have begun a transaction
+                await conn.commit()
+            await _execute(conn, settled, pool)
     except psycopg.errors.ReadOnlySqlTransaction:
         conn.pgconn.finish()  # the pool must replace it
         for job in jobs:
