@@ -108,7 +108,9 @@ class Batches:
         Raises:
             PoolTimeout: it could not be sent within the pool's timeout, or there was no room.
             psycopg.Error: as on a connection of its own.
+            ForeignLoopError: the pool belongs to another event loop.
         """
+        self._check_loop()
         job.line = None  # of another pool, which has moved
         try:
             await self._enter(job, thread)
@@ -134,7 +136,9 @@ class Batches:
         Raises:
             PoolTimeout: its turn did not come within the deadline.
             psycopg.Error: as without batches.
+            ForeignLoopError: the pool belongs to another event loop.
         """
+        self._check_loop()
         job = Job(operation, ())
         job.turn = asyncio.get_running_loop().create_future()
         try:
@@ -145,6 +149,10 @@ class Batches:
             return await operation.run(call, outage, self._pool)
         finally:
             self._leave(job)
+
+    def _check_loop(self) -> None:
+        if isinstance(self._pool, ManagedPool):
+            self._pool._check_loop()  # before anybody there could answer to this one
 
     async def _enter(self, job: Job, thread: object) -> None:
         if self._has_room() and not self._outside:
@@ -294,8 +302,10 @@ class Lane:
             try:
                 async with self._pool.connection() as conn:
                     await self._send_some(conn)
-            except (PoolTimeout, psycopg.errors.ReadOnlySqlTransaction):
-                pass  # those who have waited too long know it, and the pool knows its standbys
+            except PoolTimeout:
+                self._forget()  # those who have waited too long know it
+            except psycopg.errors.ReadOnlySqlTransaction:
+                pass  # the pool knows its standbys
             except Exception as error:  # whatever it is, those who wait are told
                 self._refuse(error)
 
@@ -344,6 +354,15 @@ class Lane:
     def _release(self, line: Line) -> None:
         line.is_busy = False
         self._offer(line)
+
+    def _forget(self) -> None:
+        """Drop the lines that everybody has left: in a long outage there are many."""
+        for _ in range(len(self._ready)):
+            line = self._ready.popleft()
+            if line.jobs:
+                self._ready.append(line)
+            else:
+                self._release(line)
 
     def _refuse(self, error: Exception) -> None:
         """There will be no connection: tell all who are waiting for one."""
