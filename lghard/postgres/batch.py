@@ -91,7 +91,7 @@ class Job:
         if self.done and self._is_awaited():
             self.done.set_result(rows)
 
-    def fail(self, error: psycopg.Error) -> None:
+    def fail(self, error: Exception) -> None:
         """It has had no effect."""
         if self.done and self._is_awaited():
             self.done.set_exception(error)
@@ -168,13 +168,13 @@ async def _execute(
     segments = [Segment(opening), *(Segment(job.statements) for job in jobs)]
     await send_segments(conn, [segments])
     first, *others = segments
-    if first.error and is_impossible(first.error):
+    if isinstance(first.error, psycopg.Error) and is_impossible(first.error):
         note_impossible(pool)
         attempt = attempt_on(conn, pool)
         for job in jobs:
             job.attempt = attempt
         await _execute(conn, jobs, pool)
-    elif len(jobs) == 1 or all(segment.is_done for segment in others):
+    elif len(jobs) == 1 or any(segment.is_done for segment in others):
         _tell_all(conn, jobs, others)
     else:
         await _execute_each(conn, jobs, opening)
@@ -211,10 +211,19 @@ def _tell_all(conn: Connection, jobs: Sequence[Job], segments: Sequence[Segment]
         elif segment.is_done and not job.is_read:
             job.answer([])
         elif segment.is_done and not conn.closed:
-            job.answer(rows_of(conn, segment.results[-1]))
+            _answer(conn, job, segment)
     for segment in segments:
         if isinstance(segment.error, psycopg.errors.ReadOnlySqlTransaction):
             raise segment.error
+
+
+def _answer(conn: Connection, job: Job, segment: Segment) -> None:
+    try:
+        rows = rows_of(conn, segment.results[-1])
+    except Exception as error:  # whatever a loader says, such as json.loads
+        job.fail(error)
+    else:
+        job.answer(rows)
 
 
 def _weight(value: object) -> int:

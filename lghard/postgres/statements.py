@@ -61,7 +61,7 @@ class Segment:
     def __init__(self, statements: Sequence[Statement]) -> None:
         self.statements = statements
         self.results: list[PGresult] = []
-        self.error: psycopg.Error | None = None
+        self.error: Exception | None = None
         self.is_done = False
 
     def reset(self) -> None:
@@ -107,6 +107,7 @@ async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> l
     Raises:
         StatementRefusedError: one of them cannot be sent; the connection is closed.
         psycopg.Error: of the first statement that failed; none of them has had any effect.
+        TypeError, ValueError: one of the values cannot be converted.
     """
     segment = Segment(statements)
     await send_segments(conn, [[segment]])
@@ -121,9 +122,9 @@ Transactions = Sequence[Sequence[Segment]]
 async def send_segments(conn: AsyncConnection[Any], transactions: Transactions) -> None:
     """Execute `transactions`, one after the other, in one round trip.
 
-    What became of each segment stands in it. One that cannot be sent, because Postgres has no such
-    value, is left out of its transaction. One whose statements fail takes the others of its
-    transaction with it.
+    What became of each segment stands in it. One whose values cannot be converted, because JSON or
+    Postgres has none such, is left out of its transaction. One whose statements fail takes the
+    others of its transaction with it.
 
     Raises:
         StatementRefusedError: one of them cannot be sent; the connection is closed.
@@ -198,7 +199,7 @@ class _Query(NamedTuple):
 def _convert(tx: abc.Transformer, segment: Segment) -> list[_Query]:
     try:
         return [_convert_one(tx, statement) for statement in segment.statements]
-    except psycopg.Error as error:  # a value that Postgres does not have, such as NUL in a text
+    except Exception as error:  # what json.dumps or an encoding refuses has no class of its own
         segment.error = error
         return []
 

@@ -15,6 +15,7 @@ from lghard import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres import batching
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
+    checkpoint,
     config_of,
     eventually,
     execute,
@@ -171,6 +172,44 @@ async def test_who_fails_fails_alone(saver, lghard_database):
     failed = await failures(saver, {**NAMES, "t7": "a\x00b", "t\x0011": ""})
     assert {"t7": psycopg.errors.UntranslatableCharacter, "t\x0011": psycopg.DataError} == failed
     assert {*NAMES} - {"t7"} == await threads(lghard_database)
+
+
+async def test_what_cannot_be_converted_fails_alone(saver, lghard_database):
+    """Neither JSON nor UTF-8 has it, and psycopg does not call that an error of its own."""
+    made = checkpoint()
+    results = await asyncio.gather(
+        put(saver, "t0", text=""),
+        put(saver, "t1", huge=10**5000),
+        put(saver, "t\ud800", text=""),
+        saver.aput(config_of("t3"), made, {"source": object()}, made["channel_versions"]),
+        put(saver, "t4", text=""),
+        return_exceptions=True,
+    )
+    errors = [type(each) for each in results if isinstance(each, Exception)]
+    assert [ValueError, UnicodeEncodeError, TypeError] == errors
+    assert {"t0", "t4"} == await threads(lghard_database)
+
+
+async def test_who_is_left_out_does_not_have_the_others_done_twice(saver, lghard_database):
+    """What is repeated for nothing may undo what somebody else has written since."""
+    failed = await failures(saver, {**NAMES, "t\x00": ""})
+    assert {"t\x00": psycopg.DataError} == failed
+    assert 1 == await transactions(lghard_database)
+
+
+async def test_what_cannot_be_loaded_fails_alone(saver, lghard_database):
+    """It has been written by somebody else, in a language with larger numbers."""
+    await put_many(saver, 3)
+    await execute(
+        lghard_database,
+        "UPDATE checkpoints SET metadata = jsonb_build_object('step', 10::numeric ^ 5000) "
+        "WHERE thread_id = 't1'",
+    )
+    reads = [saver.aget_tuple(config_of(f"t{at}")) for at in range(3)]
+    before, error, after = await asyncio.gather(*reads, return_exceptions=True)
+    assert isinstance(error, ValueError)
+    assert before
+    assert after
 
 
 async def test_who_fails_has_no_effect(saver, lghard_database):
