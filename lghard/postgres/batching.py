@@ -15,7 +15,6 @@ way, or waits to be tried again, those behind it wait.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -59,7 +58,7 @@ class Line:
 
     __slots__ = ("is_busy", "jobs", "thread")
 
-    def __init__(self, thread: object) -> None:
+    def __init__(self, thread: str) -> None:
         self.thread = thread
         self.jobs: deque[Job] = deque()
         self.is_busy = False  # its turn has come, or some of it is under way
@@ -77,9 +76,9 @@ class Batches:
         self, pool: AsyncConnectionPool[Connection], connections: int = CONNECTIONS
     ) -> None:
         self._pool = pool
-        self._lines: dict[object, Line] = {}
-        self._large: OrderedDict[object, None] = OrderedDict()
-        self._outside: deque[asyncio.Future[None]] = deque()
+        self._lines: dict[str, Line] = {}
+        self._large: OrderedDict[str, None] = OrderedDict()
+        self._outside: OrderedDict[Job, tuple[str, asyncio.Future[None]]] = OrderedDict()
         self._count = 0
         self._bytes = 0
         in_company = max(1, min(connections, pool.max_size - 1))
@@ -96,7 +95,7 @@ class Batches:
             setattr(pool, _BATCHES, batches)
         return batches
 
-    async def run(self, job: Job, outage: Outage, thread: object) -> list[DictRow]:
+    async def run(self, job: Job, outage: Outage, thread: str) -> list[DictRow]:
         """The rows of `job`, which is sent together with others, as often as its rule allows.
 
         Args:
@@ -108,44 +107,46 @@ class Batches:
             PoolTimeout: it could not be sent within the pool's timeout, or there was no room.
             psycopg.Error: as on a connection of its own.
         """
-        await self._enter(job, thread)
         try:
+            await self._enter(job, thread)
             return await job.operation.run(partial(self._attempt, job), outage, self._pool)
         finally:
             self._leave(job)
 
-    async def _enter(self, job: Job, thread: object) -> None:
-        if self._outside or not self._has_room():
-            await self._wait_outside(job.operation.remaining())
+    async def _enter(self, job: Job, thread: str) -> None:
+        if not self._outside and self._has_room():
+            self._admit(job, thread)
+            return
+        admitted = asyncio.get_running_loop().create_future()
+        self._outside[job] = thread, admitted
+        await asyncio.wait({admitted}, timeout=job.operation.remaining())
+        if job in self._outside:
+            raise self._late("there was no room for it within its deadline")
+
+    def _has_room(self) -> bool:
+        return self._count < QUEUE and self._bytes < QUEUE_BYTES
+
+    def _admit(self, job: Job, thread: str) -> None:
         self._count += 1
         self._bytes += job.size
         job.alone = job.alone or (job.is_read and thread in self._large)
         job.line = self._lines.get(thread) or self._lines.setdefault(thread, Line(thread))
         job.line.jobs.append(job)
 
-    def _has_room(self) -> bool:
-        return self._count < QUEUE and self._bytes < QUEUE_BYTES
-
-    async def _wait_outside(self, timeout: float) -> None:
-        admitted = asyncio.get_running_loop().create_future()
-        self._outside.append(admitted)
-        try:
-            await asyncio.wait({admitted}, timeout=timeout)
-        finally:
-            with suppress(ValueError):
-                self._outside.remove(admitted)
-        if not admitted.done():
-            raise self._late("there was no room for it within its deadline")
-
     def _leave(self, job: Job) -> None:
         """It is over: done, or failed, or its caller has gone."""
+        if self._outside.pop(job, None):
+            return  # it has never been in line
         job.line.jobs.remove(job)
         self._count -= 1
         self._bytes -= job.size
         self._remember(job)
         self.offer(job.line)
+        # Whoever comes in takes the room at once, also before its caller's task runs again.
         while self._outside and self._has_room():
-            self._outside.popleft().set_result(None)
+            first, (thread, admitted) = self._outside.popitem(last=False)
+            self._admit(first, thread)
+            admitted.set_result(None)
 
     def _remember(self, job: Job) -> None:
         if max(job.size, job.found) >= LARGE:

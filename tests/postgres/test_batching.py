@@ -470,6 +470,44 @@ async def test_there_is_room_for_so_many_operations(lghard_database, monkeypatch
     assert 30 == len(await threads(lghard_database))
 
 
+async def test_no_more_come_in_than_there_is_room_for(lghard_database, monkeypatch):
+    """Those who come in take their room before the next one is asked."""
+    monkeypatch.setattr(batching, "QUEUE", 10)
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        lines = batching.Batches.of(saver.conn)
+        async with saver.conn.connection():
+            puts = [asyncio.create_task(put(saver, f"t{at}", text="")) for at in range(100)]
+            await eventually(lambda: len(lines._outside) == 90)
+        inside = []
+        for each in puts:
+            each.add_done_callback(lambda _: inside.append(lines._count))
+        await asyncio.gather(*puts)
+    assert 10 == max(inside)
+
+
+async def test_who_goes_as_it_comes_in_makes_room(lghard_database, monkeypatch):
+    """For the one behind it."""
+    monkeypatch.setattr(batching, "QUEUE", 1)
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        lines = batching.Batches.of(saver.conn)
+        async with saver.conn.connection():
+            puts = [asyncio.create_task(put(saver, f"t{at}", text="")) for at in range(3)]
+            await eventually(lambda: len(lines._outside) == 2)
+            admitted = next(iter(lines._outside.values()))[1]
+            admitted.add_done_callback(lambda _: puts[1].cancel())
+            puts[0].cancel()
+            await asyncio.wait(puts[:2])
+        await puts[2]
+        assert [0, 0, 0] == [lines._count, lines._bytes, len(lines._lines)]
+    assert {"t2"} == await threads(lghard_database)
+
+
+async def test_what_is_no_thread_id_leaves_nothing_behind(saver):
+    """Nobody can look for it in a dictionary, and it takes no room afterwards."""
+    assert await saver.aget_tuple(config_of(["t"])) is None
+    assert 0 == batching.Batches.of(saver.conn)._count
+
+
 async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
     """The last one in may exceed it."""
     monkeypatch.setattr(batching, "QUEUE_BYTES", 3_000_000)
