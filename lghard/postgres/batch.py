@@ -1,7 +1,8 @@
 """A batch: the operations of many runs, sent as one message.
 
 It is one transaction, and so one flush to the server's disk. If one of its operations fails nothing
-has happened; then each is sent again as a transaction of its own, and only the one at fault fails.
+has happened; then the first of each thread is sent again as a transaction of its own, and only the
+one at fault fails. The next ones of the thread must not overtake it: it may have to be repeated.
 """
 
 from collections.abc import Sequence
@@ -96,6 +97,10 @@ class Job:
         if self.done and self._is_awaited():
             self.done.set_exception(error)
 
+    def be_sent_again(self) -> None:
+        """It has had no effect."""
+        self.attempt = None
+
     def be_alone(self) -> None:
         """It has had no effect, and wants to be sent again, without company."""
         self.attempt, self.alone = None, True
@@ -164,8 +169,7 @@ async def _execute(
 ) -> None:
     if not jobs:
         return
-    opening = _opening(jobs)
-    segments = [Segment(opening), *(Segment(job.statements) for job in jobs)]
+    segments = [Segment(_opening(jobs)), *(Segment(job.statements) for job in jobs)]
     await send_segments(conn, [segments])
     first, *others = segments
     if isinstance(first.error, psycopg.Error) and is_impossible(first.error):
@@ -177,7 +181,16 @@ async def _execute(
     elif len(jobs) == 1 or any(segment.is_done for segment in others):
         _tell_all(conn, jobs, others)
     else:
-        await _execute_each(conn, jobs, opening)
+        await _execute_each(conn, _first_of_lines(jobs))
+
+
+def _first_of_lines(jobs: Sequence[Job]) -> list[Job]:
+    """The first of each thread; the others have to wait until it is known not to be repeated."""
+    firsts = {job.line: job for job in reversed(jobs)}
+    for job in jobs:
+        if job is not firsts[job.line]:
+            job.be_sent_again()
+    return [*firsts.values()]
 
 
 def _opening(jobs: Sequence[Job]) -> list[Statement]:
@@ -189,10 +202,9 @@ def _opening(jobs: Sequence[Job]) -> list[Statement]:
     return [*in_company, *(attempt.opening if overwrites else ())]
 
 
-async def _execute_each(
-    conn: Connection, jobs: Sequence[Job], opening: Sequence[Statement]
-) -> None:
+async def _execute_each(conn: Connection, jobs: Sequence[Job]) -> None:
     """Execute each as a transaction of its own."""
+    opening = _opening(jobs)
     segments = [Segment([*opening, *job.statements]) for job in jobs]
     try:
         await send_segments(conn, [[segment] for segment in segments])

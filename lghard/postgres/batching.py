@@ -5,8 +5,8 @@ way wait for the next one and share it: nothing waits when there is nothing to w
 busier the application, the larger its batches.
 
 A batch is one transaction, and so one flush to the server's disk. If one of its operations fails
-nothing has happened; then each is sent again as a transaction of its own, and only the one at fault
-fails.
+nothing has happened; then the first of each thread is sent again as a transaction of its own, and
+only the one at fault fails.
 
 The operations of a thread stand in line. They are sent in order, and while one of them is under
 way, or waits to be tried again, those behind it wait.

@@ -320,6 +320,48 @@ async def test_nor_when_the_first_has_to_be_repeated(saver, proxy, lghard_databa
     assert "second" == found.checkpoint["channel_values"]["text"]
 
 
+async def in_the_way_of_the_first(conninfo, what):
+    """Before a checkpoint with the text "first" is updated, `what` is done."""
+    await execute(
+        conninfo,
+        "CREATE SEQUENCE attempts",
+        "CREATE FUNCTION obstacle() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        f"BEGIN {what}; RETURN NEW; END $$",
+        "CREATE TRIGGER obstacle BEFORE UPDATE ON checkpoints "
+        "FOR EACH ROW WHEN (NEW.checkpoint ->> 'channel_values' LIKE '%first%') "
+        "EXECUTE FUNCTION obstacle()",
+    )
+
+
+async def test_nor_when_the_first_waits_for_a_lock(saver, lghard_database):
+    """The second one does not need it."""
+    await put(saver, "t")
+    await in_the_way_of_the_first(lghard_database, "PERFORM pg_advisory_xact_lock(1)")
+    async with await AsyncConnection.connect(lghard_database) as other:
+        await other.execute("SELECT pg_advisory_xact_lock(1)")
+        first = asyncio.create_task(put(saver, "t", text="first"))
+        second = asyncio.create_task(put(saver, "t", text="second"))
+        await put(saver, "u", text="")
+        await waiting_backends(lghard_database, 1)
+        assert not second.done()
+    await asyncio.gather(first, second)
+    found = await saver.aget_tuple(config_of("t"))
+    assert "second" == found.checkpoint["channel_values"]["text"]
+
+
+async def test_nor_when_the_first_meets_a_conflict(saver, lghard_database):
+    """It is repeated, and the second one would have gone through."""
+    await put(saver, "t")
+    await in_the_way_of_the_first(
+        lghard_database,
+        "IF nextval('attempts') <= 2 THEN RAISE serialization_failure; END IF",
+    )
+    await asyncio.gather(*(put(saver, "t", text=text) for text in ("zeroth", "first", "second")))
+    assert [(3,)] == await query(lghard_database, "SELECT last_value FROM attempts")
+    found = await saver.aget_tuple(config_of("t"))
+    assert "second" == found.checkpoint["channel_values"]["text"]
+
+
 # When the connection is lost
 
 
