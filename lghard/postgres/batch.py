@@ -161,6 +161,8 @@ async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
             job.fail(error)
         else:
             settled.append(job)
+    # Outside of autocommit mode the question has begun a transaction, which nobody would commit.
+    await conn.commit()
     return settled
 
 

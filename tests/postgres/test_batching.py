@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 from psycopg import AsyncConnection
-from psycopg_pool import PoolClosed, PoolTimeout
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from lghard import HardenedAsyncPostgresSaver, open_checkpointer
 from lghard.postgres import batching
@@ -564,6 +565,30 @@ async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
 
 
 # Everywhere
+
+
+async def test_without_autocommit(lghard_database, proxy):
+    """What is done is committed, also where a lost attempt had to be settled first."""
+    async with opened(lghard_database):
+        pass
+    conninfo = proxy.conninfo(lghard_database)
+    async with AsyncConnectionPool(conninfo, min_size=1, kwargs={"row_factory": dict_row}) as pool:
+        saver = HardenedAsyncPostgresSaver(pool, batching=True)
+        await put(saver, "t", text="")
+        proxy.lose_responses(1, containing=b"lost")
+        proxy.hold_requests(1, containing=b"lost")
+        first = asyncio.create_task(put(saver, "t", text="lost"))
+        await eventually(lambda: proxy.held)
+        second = asyncio.create_task(put(saver, "t", text="a\x00b"))
+        await asyncio.sleep(0)
+        proxy.release()
+        await first
+        with pytest.raises(psycopg.errors.UntranslatableCharacter):
+            await second
+    found = await query(
+        lghard_database, "SELECT checkpoint -> 'channel_values' ->> 'text' FROM checkpoints"
+    )
+    assert [("lost",)] == found
 
 
 async def test_behind_a_pooler(lghard_database, lghard_pgbouncer):
