@@ -106,7 +106,10 @@ class Batches:
         Raises:
             PoolTimeout: it could not be sent within the pool's timeout, or there was no room.
             psycopg.Error: as on a connection of its own.
+            ForeignLoopError: the pool belongs to another event loop.
         """
+        if isinstance(self._pool, ManagedPool):
+            self._pool._check_loop()  # before anybody there could answer to this one
         try:
             await self._enter(job, thread)
             return await job.operation.run(partial(self._attempt, job), outage, self._pool)
@@ -255,6 +258,9 @@ class Lane:
                 pass  # those who have waited too long know it, and the pool knows its standbys
             except psycopg.Error as error:
                 self._refuse(error)
+            except Exception as error:  # from a pool of another class; asyncio reports it, too
+                self._refuse(error)
+                raise
 
     async def _send_some(self, conn: Connection) -> None:
         for _ in range(_ROUNDS):
@@ -301,11 +307,11 @@ class Lane:
         line.is_busy = False
         self._offer(line)
 
-    def _refuse(self, error: psycopg.Error) -> None:
+    def _refuse(self, error: Exception) -> None:
         """There will be no connection: tell all who are waiting for one."""
         while self._ready:
             line = self._ready.popleft()
             for job in line.jobs:
                 if job.wants_to_be_sent():
-                    job.fail(copy_of(error))
+                    job.fail(copy_of(error) if isinstance(error, psycopg.Error) else error)
             self._release(line)

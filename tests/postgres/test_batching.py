@@ -12,7 +12,12 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from lghard import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard import (
+    ForeignLoopError,
+    HardenedAsyncPostgresSaver,
+    open_checkpointer,
+    open_pool,
+)
 from lghard.postgres import batching
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
@@ -618,6 +623,31 @@ async def test_from_another_event_loop(lghard_database):
     assert 60 == len(await threads(lghard_database))
 
 
+async def test_in_an_event_loop_that_is_not_the_pools(lghard_database):
+    """It is refused at once, and nothing stays in line."""
+    async with open_pool(lghard_database, min_size=1) as pool:
+
+        async def elsewhere():
+            await put(HardenedAsyncPostgresSaver(pool, batching=True), "t")
+
+        with pytest.raises(ForeignLoopError):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+        assert 0 == batching.Batches.of(pool)._count
+
+
+async def test_a_pool_that_fails_in_its_own_way(saver, monkeypatch):
+    """Whoever waits for a connection is told."""
+
+    def connection():
+        raise LookupError("there is no such database")
+
+    monkeypatch.setattr(saver.conn, "connection", connection)
+    results = await asyncio.gather(
+        *(put(saver, f"t{at}") for at in range(3)), return_exceptions=True
+    )
+    assert [LookupError] * 3 == [type(each) for each in results]
+
+
 async def test_without_pipelines(lghard_database, monkeypatch):
     """An old libpq sends one operation at a time."""
     monkeypatch.setattr("psycopg.Capabilities.has_pipeline", lambda self: False)
@@ -629,7 +659,12 @@ async def test_without_pipelines(lghard_database, monkeypatch):
 
 WRITER = """
 import asyncio, sys
-from lghard import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard import (
+    ForeignLoopError,
+    HardenedAsyncPostgresSaver,
+    open_checkpointer,
+    open_pool,
+)
 from tests.postgres.checkpoints import put
 
 async def main():
