@@ -254,8 +254,10 @@ class Lane:
             try:
                 async with self._pool.connection() as conn:
                     await self._send_some(conn)
-            except (PoolTimeout, psycopg.errors.ReadOnlySqlTransaction):
-                pass  # those who have waited too long know it, and the pool knows its standbys
+            except PoolTimeout:
+                self._forget()  # those who have waited too long know it
+            except psycopg.errors.ReadOnlySqlTransaction:
+                pass  # the pool knows its standbys
             except psycopg.Error as error:
                 self._refuse(error)
             except Exception as error:  # from a pool of another class; asyncio reports it, too
@@ -306,6 +308,15 @@ class Lane:
     def _release(self, line: Line) -> None:
         line.is_busy = False
         self._offer(line)
+
+    def _forget(self) -> None:
+        """Drop the lines that everybody has left: in a long outage there are many."""
+        for _ in range(len(self._ready)):
+            line = self._ready.popleft()
+            if line.jobs:
+                self._ready.append(line)
+            else:
+                self._release(line)
 
     def _refuse(self, error: Exception) -> None:
         """There will be no connection: tell all who are waiting for one."""

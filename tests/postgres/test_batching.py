@@ -569,6 +569,19 @@ async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
         await asyncio.gather(*first)
 
 
+async def test_an_outage_leaves_no_lines_behind(lghard_database):
+    """However many threads have given up meanwhile."""
+    async with (
+        open_checkpointer(lghard_database, batching=True, max_size=1, timeout=0.1) as saver,
+        saver.conn.connection(),
+    ):
+        lines = batching.Batches.of(saver.conn)
+        puts = (put(saver, f"t{at}") for at in range(100))
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        assert {PoolTimeout} == {type(each) for each in results}
+        await eventually(lambda: not lines._lines)
+
+
 # Everywhere
 
 
