@@ -63,7 +63,7 @@ class Operating:
     async def _run_in_company(
         self,
         name: str,
-        thread: object,
+        thread: str,
         statements: Sequence[Statement],
         *,
         is_read: bool = False,
@@ -74,7 +74,7 @@ class Operating:
         return await self._there(job.operation, partial(self._line_up, job, thread))
 
     async def _line_up(
-        self, job: Job, thread: object, pool: AsyncConnectionPool[Connection]
+        self, job: Job, thread: str, pool: AsyncConnectionPool[Connection]
     ) -> list[DictRow]:
         return await Batches.of(pool).run(job, self._outage, str(thread))
 

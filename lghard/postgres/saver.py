@@ -189,7 +189,9 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
     async def _read(self, thread_id: str, query: str, params: Sequence[Any]) -> list[DictRow]:
         if self.batching and not current_operation():
             statement = Statement(query, params)
-            rows = await self._run_in_company("aget_tuple", thread_id, [statement], is_read=True)
+            rows = await self._run_in_company(
+                "aget_tuple", str(thread_id), [statement], is_read=True
+            )
             if not any(_has_pending_sends(row) for row in rows):
                 return rows
         return await self._run("aget_tuple", partial(self._rows, query, params))
@@ -430,7 +432,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             statements = [*refuse_deleted(thread_id), *statements]
         try:
             if self.batching and name not in LONG:
-                await self._run_in_company(name, thread_id, statements, size=size)
+                await self._run_in_company(name, str(thread_id), statements, size=size)
             else:
                 await self._run(name, partial(self._execute, statements))
         except psycopg.errors.UniqueViolation as error:

@@ -9,9 +9,15 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 from psycopg import AsyncConnection
-from psycopg_pool import PoolClosed, PoolTimeout
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from lghard import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard import (
+    ForeignLoopError,
+    HardenedAsyncPostgresSaver,
+    open_checkpointer,
+    open_pool,
+)
 from lghard.postgres import batching
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
@@ -179,11 +185,42 @@ async def test_who_fails_fails_alone(saver, lghard_database):
     assert {*NAMES} - {"t7"} == await threads(lghard_database)
 
 
-async def test_what_cannot_be_sent_holds_nobody_up(saver, lghard_database):
-    """The others are not sent a second time for its sake."""
-    failed = await failures(saver, {**NAMES, "t\ud800": ""})
-    assert {"t\ud800": UnicodeEncodeError} == failed
+async def test_what_cannot_be_converted_fails_alone(saver, lghard_database):
+    """Neither JSON nor UTF-8 has it, and psycopg does not call that an error of its own."""
+    made = checkpoint()
+    results = await asyncio.gather(
+        put(saver, "t0", text=""),
+        put(saver, "t1", huge=10**5000),
+        put(saver, "t\ud800", text=""),
+        saver.aput(config_of("t3"), made, {"source": object()}, made["channel_versions"]),
+        put(saver, "t4", text=""),
+        return_exceptions=True,
+    )
+    errors = [type(each) for each in results if isinstance(each, Exception)]
+    assert [ValueError, UnicodeEncodeError, TypeError] == errors
+    assert {"t0", "t4"} == await threads(lghard_database)
+
+
+async def test_who_is_left_out_does_not_have_the_others_done_twice(saver, lghard_database):
+    """What is repeated for nothing may undo what somebody else has written since."""
+    failed = await failures(saver, {**NAMES, "t\x00": ""})
+    assert {"t\x00": psycopg.DataError} == failed
     assert 1 == await transactions(lghard_database)
+
+
+async def test_what_cannot_be_loaded_fails_alone(saver, lghard_database):
+    """It has been written by somebody else, in a language with larger numbers."""
+    await put_many(saver, 3)
+    await execute(
+        lghard_database,
+        "UPDATE checkpoints SET metadata = jsonb_build_object('step', 10::numeric ^ 5000) "
+        "WHERE thread_id = 't1'",
+    )
+    reads = [saver.aget_tuple(config_of(f"t{at}")) for at in range(3)]
+    before, error, after = await asyncio.gather(*reads, return_exceptions=True)
+    assert isinstance(error, ValueError)
+    assert before
+    assert after
 
 
 async def test_who_fails_has_no_effect(saver, lghard_database):
@@ -300,19 +337,46 @@ async def test_nor_when_the_first_has_to_be_repeated(saver, proxy, lghard_databa
     assert "second" == found.checkpoint["channel_values"]["text"]
 
 
-async def test_nor_when_the_first_has_to_wait_for_a_lock(saver, lghard_database):
-    """It was sent with the second, which needs no lock, and waits alone all the same."""
+async def in_the_way_of_the_first(conninfo, what):
+    """Before a checkpoint with the text "first" is updated, `what` is done."""
+    await execute(
+        conninfo,
+        "CREATE SEQUENCE attempts",
+        "CREATE FUNCTION obstacle() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        f"BEGIN {what}; RETURN NEW; END $$",
+        "CREATE TRIGGER obstacle BEFORE UPDATE ON checkpoints "
+        "FOR EACH ROW WHEN (NEW.checkpoint ->> 'channel_values' LIKE '%first%') "
+        "EXECUTE FUNCTION obstacle()",
+    )
+
+
+async def test_nor_when_the_first_waits_for_a_lock(saver, lghard_database):
+    """The second one does not need it."""
     await put(saver, "t")
+    await in_the_way_of_the_first(lghard_database, "PERFORM pg_advisory_xact_lock(1)")
     async with await AsyncConnection.connect(lghard_database) as other:
-        await other.execute("LOCK checkpoints IN EXCLUSIVE MODE")
+        await other.execute("SELECT pg_advisory_xact_lock(1)")
         first = asyncio.create_task(put(saver, "t", text="first"))
-        second = asyncio.create_task(saver.aget_tuple(config_of("t")))
-        other_thread = asyncio.create_task(saver.aget_tuple(config_of("u")))
-        await other_thread
-        await asyncio.wait({second}, timeout=0.3)
+        second = asyncio.create_task(put(saver, "t", text="second"))
+        await put(saver, "u", text="")
+        await waiting_backends(lghard_database, 1)
         assert not second.done()
-    await first
-    assert "first" == (await second).checkpoint["channel_values"]["text"]
+    await asyncio.gather(first, second)
+    found = await saver.aget_tuple(config_of("t"))
+    assert "second" == found.checkpoint["channel_values"]["text"]
+
+
+async def test_nor_when_the_first_meets_a_conflict(saver, lghard_database):
+    """It is repeated, and the second one would have gone through."""
+    await put(saver, "t")
+    await in_the_way_of_the_first(
+        lghard_database,
+        "IF nextval('attempts') <= 2 THEN RAISE serialization_failure; END IF",
+    )
+    await asyncio.gather(*(put(saver, "t", text=text) for text in ("zeroth", "first", "second")))
+    assert [(3,)] == await query(lghard_database, "SELECT last_value FROM attempts")
+    found = await saver.aget_tuple(config_of("t"))
+    assert "second" == found.checkpoint["channel_values"]["text"]
 
 
 async def test_nor_when_the_first_may_be_at_work_still(lghard_database, proxy):
@@ -327,21 +391,6 @@ async def test_nor_when_the_first_may_be_at_work_still(lghard_database, proxy):
         await asyncio.gather(first, second)
         proxy.release()
     assert "first" == second.result().checkpoint["channel_values"]["text"]
-
-
-async def test_nor_when_the_first_is_in_conflict(saver, lghard_database):
-    """In company, and then by itself; only then those behind it are sent."""
-    await execute(
-        lghard_database,
-        "CREATE SEQUENCE attempts",
-        "CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        "IF nextval('attempts') <= 2 THEN RAISE serialization_failure; END IF; "
-        "RETURN NEW; END $$",
-        "CREATE TRIGGER conflict BEFORE INSERT ON checkpoints "
-        "FOR EACH ROW EXECUTE FUNCTION conflict()",
-    )
-    _, found = await asyncio.gather(put(saver, "t"), saver.aget_tuple(config_of("t")))
-    assert found
 
 
 async def test_a_deletion_has_its_turn(saver, proxy, lghard_database):
@@ -547,36 +596,42 @@ async def test_there_is_room_for_so_many_operations(lghard_database, monkeypatch
     assert 30 == len(await threads(lghard_database))
 
 
-async def test_who_is_let_in_and_cancelled_leaves_room(lghard_database, monkeypatch):
-    """The next one outside is let in."""
+async def test_no_more_come_in_than_there_is_room_for(lghard_database, monkeypatch):
+    """Those who come in take their room before the next one is asked."""
+    monkeypatch.setattr(batching, "QUEUE", 10)
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        lines = batching.Batches.of(saver.conn)
+        async with saver.conn.connection():
+            puts = [asyncio.create_task(put(saver, f"t{at}", text="")) for at in range(100)]
+            await eventually(lambda: len(lines._outside) == 90)
+        inside = []
+        for each in puts:
+            each.add_done_callback(lambda _: inside.append(lines._count))
+        await asyncio.gather(*puts)
+    assert 10 == max(inside)
+
+
+async def test_who_goes_as_it_comes_in_makes_room(lghard_database, monkeypatch):
+    """For the one behind it."""
     monkeypatch.setattr(batching, "QUEUE", 1)
     async with opened(lghard_database, batching=True, max_size=1) as saver:
         lines = batching.Batches.of(saver.conn)
         async with saver.conn.connection():
-            puts = [asyncio.create_task(put(saver, f"t{at}")) for at in range(3)]
+            puts = [asyncio.create_task(put(saver, f"t{at}", text="")) for at in range(3)]
             await eventually(lambda: len(lines._outside) == 2)
+            admitted = next(iter(lines._outside.values()))[1]
+            admitted.add_done_callback(lambda _: puts[1].cancel())
             puts[0].cancel()
-            puts[1].cancel()
             await asyncio.wait(puts[:2])
         await puts[2]
-        assert [0, 0, {}] == [lines._count, lines._bytes, lines._lines]
+        assert [0, 0, 0] == [lines._count, lines._bytes, len(lines._lines)]
     assert {"t2"} == await threads(lghard_database)
 
 
-async def test_there_is_never_room_for_more(lghard_database, monkeypatch):
-    """Also when those who wait outside come in."""
-    monkeypatch.setattr(batching, "QUEUE", 3)
-    async with opened(lghard_database, batching=True) as saver:
-        lines = batching.Batches.of(saver.conn)
-        most = 0
-
-        async def put_and_count(thread):
-            nonlocal most
-            await put(saver, thread)
-            most = max(most, lines._count)
-
-        await asyncio.gather(*(put_and_count(f"t{at}") for at in range(30)))
-    assert most <= 3
+async def test_what_is_no_thread_id_leaves_nothing_behind(saver):
+    """Nobody can look for it in a dictionary, and it takes no room afterwards."""
+    assert await saver.aget_tuple(config_of(["t"])) is None
+    assert 0 == batching.Batches.of(saver.conn)._count
 
 
 async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
@@ -592,7 +647,44 @@ async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
         await asyncio.gather(*first)
 
 
+async def test_an_outage_leaves_no_lines_behind(lghard_database):
+    """However many threads have given up meanwhile."""
+    async with (
+        open_checkpointer(lghard_database, batching=True, max_size=1, timeout=0.1) as saver,
+        saver.conn.connection(),
+    ):
+        lines = batching.Batches.of(saver.conn)
+        puts = (put(saver, f"t{at}") for at in range(100))
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        assert {PoolTimeout} == {type(each) for each in results}
+        await eventually(lambda: not lines._lines)
+
+
 # Everywhere
+
+
+async def test_without_autocommit(lghard_database, proxy):
+    """What is done is committed, also where a lost attempt had to be settled first."""
+    async with opened(lghard_database):
+        pass
+    conninfo = proxy.conninfo(lghard_database)
+    async with AsyncConnectionPool(conninfo, min_size=1, kwargs={"row_factory": dict_row}) as pool:
+        saver = HardenedAsyncPostgresSaver(pool, batching=True)
+        await put(saver, "t", text="")
+        proxy.lose_responses(1, containing=b"lost")
+        proxy.hold_requests(1, containing=b"lost")
+        first = asyncio.create_task(put(saver, "t", text="lost"))
+        await eventually(lambda: proxy.held)
+        second = asyncio.create_task(put(saver, "t", text="a\x00b"))
+        await asyncio.sleep(0)
+        proxy.release()
+        await first
+        with pytest.raises(psycopg.errors.UntranslatableCharacter):
+            await second
+    found = await query(
+        lghard_database, "SELECT checkpoint -> 'channel_values' ->> 'text' FROM checkpoints"
+    )
+    assert [("lost",)] == found
 
 
 async def test_behind_a_pooler(lghard_database, lghard_pgbouncer):
@@ -622,6 +714,31 @@ async def test_from_another_event_loop(lghard_database):
     assert 60 == len(await threads(lghard_database))
 
 
+async def test_in_an_event_loop_that_is_not_the_pools(lghard_database):
+    """It is refused at once, and nothing stays in line."""
+    async with open_pool(lghard_database, min_size=1) as pool:
+
+        async def elsewhere():
+            await put(HardenedAsyncPostgresSaver(pool, batching=True), "t")
+
+        with pytest.raises(ForeignLoopError):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+        assert 0 == batching.Batches.of(pool)._count
+
+
+async def test_a_pool_that_fails_in_its_own_way(saver, monkeypatch):
+    """Whoever waits for a connection is told."""
+
+    def connection():
+        raise LookupError("there is no such database")
+
+    monkeypatch.setattr(saver.conn, "connection", connection)
+    results = await asyncio.gather(
+        *(put(saver, f"t{at}") for at in range(3)), return_exceptions=True
+    )
+    assert [LookupError] * 3 == [type(each) for each in results]
+
+
 async def test_without_pipelines(lghard_database, monkeypatch):
     """An old libpq sends one operation at a time."""
     monkeypatch.setattr("psycopg.Capabilities.has_pipeline", lambda self: False)
@@ -633,7 +750,12 @@ async def test_without_pipelines(lghard_database, monkeypatch):
 
 WRITER = """
 import asyncio, sys
-from lghard import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard import (
+    ForeignLoopError,
+    HardenedAsyncPostgresSaver,
+    open_checkpointer,
+    open_pool,
+)
 from tests.postgres.checkpoints import put
 
 async def main():
