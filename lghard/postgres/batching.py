@@ -458,6 +458,7 @@ async def execute(conn: Connection, batch: Sequence[Job]) -> None:
     try:
         with abort_after(conn, patience):
             settled = await _settled(conn, batch)
+            await conn.commit()  # what asking has begun, or nothing: a batch is a transaction
             if settled and not await _execute_together(conn, settled):
                 await _execute_each(conn, settled)
     except psycopg.errors.ReadOnlySqlTransaction:
