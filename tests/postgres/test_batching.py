@@ -9,7 +9,10 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 from psycopg import AsyncConnection
+<<<<<<< HEAD
 from psycopg.rows import dict_row
+=======
+>>>>>>> model
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from lghard import (
@@ -472,6 +475,22 @@ async def test_what_failed_alone_is_not_lost_with_the_others(saver, lghard_datab
     assert {*NAMES} - {"t7"} == await threads(lghard_database)
     attempts = await query(lghard_database, "SELECT last_value FROM attempts")
     assert [(2,)] == attempts
+
+
+async def test_what_is_done_is_committed(lghard_database, proxy):
+    """Also on a pool that is not in autocommit mode, where asking for a lost backend begins one."""
+    async with AsyncConnectionPool(proxy.conninfo(lghard_database), open=False) as pool:
+        await pool.wait()
+        saver = HardenedAsyncPostgresSaver(pool, batching=True)
+        await put(saver, "t")
+        proxy.hold_requests(containing=b"COMMIT")
+        proxy.lose_responses()
+        writing = asyncio.create_task(put(saver, "u"))
+        await eventually(lambda: proxy.held)
+        await asyncio.wait({writing}, timeout=0.1)
+        assert not writing.done()
+        proxy.release()
+        await writing
 
 
 async def test_what_has_become_a_standby_is_left(lghard_database):
