@@ -7,28 +7,22 @@ import argparse
 import asyncio
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
-import psycopg
+from callers import NODES, Throughput, measure_round_trip, rotated, throughput
 from contestants import (
     POOL_SIZE,
     Contestant,
-    Graph,
-    build_graph,
-    expected,
     in_memory,
     lghard,
-    new_thread,
-    run,
     upstream,
     upstream_checked,
 )
-from measure import PATIENCE, Measurement, Referee, clock, server
+from measure import PATIENCE, Measurement, Referee, server
 from report import Goal, count_callers, keep, progress, show, table
 from rich.table import Table
 
@@ -44,16 +38,8 @@ RIVAL = "upstream"
 CALLERS = (1, 20, 50)
 GOALS = {1: 1.0, 50: 6.0}
 """With so many callers, lghard gets at least so many times upstream's runs done."""
-NODES = 2
 ONE_WAY = 0.001
 """Seconds from here to the server, and as many back."""
-
-
-class Throughput(NamedTuple):
-    """What callers got done, and what a run cost the process they are in."""
-
-    runs_per_second: float
-    cpu_ms_per_run: float
 
 
 Measured = dict[tuple[str, int], list[Measurement[Throughput]]]
@@ -74,7 +60,7 @@ async def measure_all(
     """
     measured: Measured = {}
     for i, callers in product(range(rounds), CALLERS):
-        for name in _rotated(list(CONTESTANTS), i):
+        for name in rotated(list(CONTESTANTS), i):
             step(f"{name}, {count_callers(callers)}")
             contestant, conninfo = CONTESTANTS[name], conninfos[name]
             measurement = await referee.undisturbed(
@@ -82,41 +68,6 @@ async def measure_all(
             )
             measured.setdefault((name, callers), []).append(measurement)
     return measured
-
-
-def _rotated(names: list[str], by: int) -> list[str]:
-    by %= len(names)
-    return names[by:] + names[:by]
-
-
-async def throughput(
-    contestant: Contestant, conninfo: str, *, callers: int, seconds: float
-) -> Measurement[Throughput]:
-    """Runs per second that `callers` get done, each starting the next as soon as one ends."""
-    async with contestant(conninfo) as saver:
-        graph = build_graph(saver, nodes=NODES)
-        await _call(graph, callers, seconds / 4)  # until all connections are open and warm
-        with clock() as reading:
-            done = await _call(graph, callers, seconds)
-    wrong = [thread_id for thread_id, state in done if state != expected(thread_id, nodes=NODES)]
-    assert not wrong, f"{len(wrong)} runs ended in a wrong state, as did {wrong[0]}"
-    return Measurement(
-        Throughput(len(done) / reading.seconds, 1000 * reading.cpu_seconds / len(done)),
-        reading.foreign_cores,
-    )
-
-
-async def _call(graph: Graph, callers: int, seconds: float) -> list[tuple[str, list[str]]]:
-    done: list[tuple[str, list[str]]] = []
-    ends_at = time.perf_counter() + seconds
-
-    async def caller() -> None:
-        while time.perf_counter() < ends_at:
-            thread_id = new_thread()
-            done.append((thread_id, await run(graph, thread_id)))
-
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    return done
 
 
 def median_rate(measured: Measured, name: str, callers: int) -> float:
@@ -186,17 +137,6 @@ def databases() -> Iterator[dict[str, str]]:
         proxy_process(postgres.host, postgres.port, latency=ONE_WAY) as proxy,
     ):
         yield {name: proxy.conninfo(postgres.create_database()) for name in CONTESTANTS}
-
-
-def measure_round_trip(conninfo: str) -> float:
-    """What the proxy's delay is in fact, with everything that comes on top."""
-    with psycopg.connect(conninfo, autocommit=True) as conn:
-        seconds = []
-        for _ in range(200):
-            started = time.perf_counter()
-            conn.execute("SELECT 1")
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
 
 
 def main() -> int:

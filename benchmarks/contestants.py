@@ -1,8 +1,11 @@
 """Who is measured against whom, and the graph they all run."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -21,6 +24,9 @@ from lghard import open_checkpointer
 POOL_SIZE = 20
 POOL_TIMEOUT = 30.0
 """Seconds; psycopg_pool's own default."""
+
+_QUOTED = 200
+"""How much of the last message an answer repeats."""
 
 Saver = BaseCheckpointSaver[Any]
 Graph = CompiledStateGraph[MessagesState, Any, MessagesState, MessagesState]
@@ -75,10 +81,16 @@ async def upstream_checked(
 
 @asynccontextmanager
 async def lghard(
-    conninfo: str, *, pool_timeout: float = POOL_TIMEOUT, pool_size: int = POOL_SIZE
+    conninfo: str,
+    *,
+    pool_timeout: float = POOL_TIMEOUT,
+    pool_size: int = POOL_SIZE,
+    batching: bool = False,
 ) -> AsyncIterator[Saver]:
     """`open_checkpointer` as it comes, on a pool of the same size."""
-    async with open_checkpointer(conninfo, max_size=pool_size, timeout=pool_timeout) as saver:
+    async with open_checkpointer(
+        conninfo, batching=batching, max_size=pool_size, timeout=pool_timeout
+    ) as saver:
         yield saver
 
 
@@ -108,7 +120,8 @@ def _node(name: str, work: float) -> Node:
 
 
 def _answer(name: str, messages: list[AnyMessage]) -> str:
-    return f"{name} saw {len(messages)} messages, the last one: {messages[-1].content}"
+    last = str(messages[-1].content)[:_QUOTED]
+    return f"{name} saw {len(messages)} messages, the last one: {last}"
 
 
 def new_thread() -> str:
@@ -116,11 +129,17 @@ def new_thread() -> str:
     return uuid4().hex
 
 
-async def run(graph: Graph, thread_id: str) -> list[str]:
-    """One run on a new thread, from the first message; returns the final state's messages."""
-    first: MessagesState = {"messages": [HumanMessage(thread_id)]}
+async def run(graph: Graph, thread_id: str, *, size: int = 0) -> list[str]:
+    """One run on a new thread, from a first message of this size; returns the final messages."""
+    first: MessagesState = {"messages": [HumanMessage(thread_id + _filler(size))]}
     state = await graph.ainvoke(first, {"configurable": {"thread_id": thread_id}})
     return contents(state)
+
+
+@cache
+def _filler(size: int) -> str:
+    """Text that Postgres cannot compress."""
+    return b64encode(random.Random(size).randbytes(size))[:size].decode()
 
 
 def contents(state: dict[str, Any]) -> list[str]:
@@ -128,9 +147,24 @@ def contents(state: dict[str, Any]) -> list[str]:
     return [str(message.content) for message in state["messages"]]
 
 
-def expected(thread_id: str, *, nodes: int) -> list[str]:
+def expected(thread_id: str, nodes: int, *, size: int = 0) -> list[str]:
     """What `contents` must be after a run of `nodes` nodes."""
-    messages: list[AnyMessage] = [HumanMessage(thread_id)]
+    messages: list[AnyMessage] = [HumanMessage(thread_id + _filler(size))]
     for i in range(nodes):
         messages.append(AIMessage(_answer(f"node_{i}", messages)))
     return contents({"messages": messages})
+
+
+async def count_wrong(conninfo: str, done: Mapping[str, list[str]], *, nodes: int) -> int:
+    """How many of the finished runs returned or stored anything but what they must.
+
+    Read by upstream's saver on a connection of its own: the judge is not a contestant.
+    """
+    wrong = 0
+    async with AsyncPostgresSaver.from_conn_string(conninfo) as saver:
+        graph = build_graph(saver, nodes=nodes)
+        for thread_id, returned in done.items():
+            stored = await graph.aget_state({"configurable": {"thread_id": thread_id}})
+            right = expected(thread_id, nodes)
+            wrong += not (returned == right == contents(stored.values) and not stored.next)
+    return wrong

@@ -19,15 +19,13 @@ from contestants import (
     Contestant,
     Graph,
     build_graph,
-    contents,
-    expected,
+    count_wrong,
     lghard,
     new_thread,
     run,
     upstream,
     upstream_checked,
 )
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from measure import PATIENCE, Measurement, Referee, clock, server
 from report import Goal, keep, progress, show, table
 from rich.table import Table
@@ -118,7 +116,7 @@ async def trial(
         killed = await storm
     lost = Counter(type(end).__name__ for end in endings if isinstance(end, BaseException))
     done = {t: end for t, end in zip(thread_ids, endings, strict=True) if isinstance(end, list)}
-    wrong = await _count_wrong(conninfo, done)
+    wrong = await count_wrong(conninfo, done, nodes=NODES)
     outcome = Trial(reading.seconds, dict(lost), wrong, killed, reading.foreign_cores)
     return Measurement(outcome, reading.foreign_cores)
 
@@ -146,21 +144,6 @@ async def _run_all(graph: Graph, thread_ids: Sequence[str]) -> list[list[str] | 
     for task in late:
         task.cancel()
     return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _count_wrong(conninfo: str, done: Mapping[str, list[str]]) -> int:
-    """How many of the finished runs returned or stored anything but what they must.
-
-    Read by upstream's saver on a connection of its own: the judge is not a contestant.
-    """
-    wrong = 0
-    async with AsyncPostgresSaver.from_conn_string(conninfo) as saver:
-        graph = build_graph(saver, nodes=NODES)
-        for thread_id, returned in done.items():
-            stored = await graph.aget_state({"configurable": {"thread_id": thread_id}})
-            right = expected(thread_id, nodes=NODES)
-            wrong += not (returned == right == contents(stored.values) and not stored.next)
-    return wrong
 
 
 def lost_in(pairs: Sequence[Pair]) -> Counter[str]:

@@ -80,7 +80,7 @@ class Worker:
             thread_id, began = new_thread(), time.perf_counter()
             try:
                 state = await run(graph, thread_id)
-                assert state == expected(thread_id, nodes=NODES)
+                assert state == expected(thread_id, NODES)
             except Exception as error:
                 self.failed.append(error)
             self.taken.append((began, time.perf_counter()))

@@ -29,6 +29,14 @@ COLOURS = {
     "lghard": "#1a8f5a",
 }
 
+# By how the contestants of batching.py are called there.
+LINES = {
+    "upstream, 4": ("upstream, 4 connections", "#8a8f98", "-"),
+    "lock-free, 20": ("lghard, 20 connections", "#1a8f5a", "--"),
+    "batched, 4": ("lghard, batched, 4 connections", "#1a8f5a", "-"),
+    "in memory": ("in memory, no database", "#8a8f98", ":"),
+}
+
 ABOVE_THE_RATE: Mapping[str, Any] = {
     "xytext": (0, 19),
     "textcoords": "offset points",
@@ -96,7 +104,28 @@ def _label(axes: Axes, seconds: float, place: float, text: str) -> None:
     axes.text(seconds, place, f" {text}", va="center")
 
 
+def draw_batching(result: Result, axes: Axes) -> None:
+    """A line for each contestant: runs per second over callers, where nothing else changes."""
+    base = {"round_trip": 0.002, "slow_flush": False, "size": 0}
+    curve = [row for row in result["rows"] if row.items() >= base.items()]
+    for name, (label, colour, style) in LINES.items():
+        points = sorted(
+            (row["callers"], row["runs_per_second"]) for row in curve if row["contestant"] == name
+        )
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=label, marker="o")
+    all_callers = sorted({row["callers"] for row in curve})
+    axes.set_xscale("log")
+    axes.set_xticks(all_callers, [str(callers) for callers in all_callers])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("callers at once")
+    axes.set_ylabel("runs per second")
+    axes.set_title(f"Batching, {1000 * result['round_trips']['2 ms']:.1f} ms from Postgres")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
 DRAWINGS: Mapping[Name, Callable[[Result, Axes], None]] = {
+    "batching": draw_batching,
     "concurrent_runs": draw_concurrent_runs,
     "kill_storm": draw_kill_storm,
 }

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import psycopg
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -20,7 +20,7 @@ PACKAGES = ("lghard", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "
 
 _WIDTH_WHEN_PIPED = 110
 
-Name = Literal["concurrent_runs", "kill_storm", "loops", "pool"]
+Name = Literal["batching", "concurrent_runs", "conversations", "kill_storm", "loops", "pool"]
 
 
 class Goal(NamedTuple):
@@ -69,8 +69,8 @@ def table(*columns: str) -> Table:
     return empty
 
 
-def show(title: str, results: Table, notes: Sequence[str], goals: Sequence[Goal]) -> None:
-    """Print the table, what one should know about it, and whether the goals are met."""
+def show(title: str, results: RenderableType, notes: Sequence[str], goals: Sequence[Goal]) -> None:
+    """Print the table or tables, what one should know about it, and whether the goals are met."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_WHEN_PIPED
@@ -86,6 +86,11 @@ def show(title: str, results: Table, notes: Sequence[str], goals: Sequence[Goal]
 def count_callers(number: int) -> str:
     """1 caller, 20 callers."""
     return f"{number} caller" + "s" * (number != 1)
+
+
+def count_bytes(number: float) -> str:
+    """1 kB, 5 MB."""
+    return f"{number / 1e6:g} MB" if number >= 1e6 else f"{number / 1e3:g} kB"
 
 
 def keep(name: Name, conninfo: str, result: dict[str, Any], goals: Sequence[Goal]) -> None:

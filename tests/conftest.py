@@ -7,11 +7,25 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import psutil
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lghard.testing import FaultProxy, TemporaryPostgres, temporary_postgres
 from lghard.testing.binaries import PostgresNotFoundError, find_binaries
 from lghard.testing.fixtures import require_or_skip
 from tests.postgres.tls import temporary_tls_postgres
+
+# Random tests are quick, and the same at each run; `pytest --hypothesis-profile=full` goes further.
+settings.register_profile(
+    "fast",
+    max_examples=15,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile(
+    "full", settings.get_profile("fast"), max_examples=2000, derandomize=False, database=None
+)
+settings.load_profile("fast")
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 Kill = Callable[..., Awaitable[None]]

@@ -21,7 +21,23 @@ def run(name):
 def test_every_example_is_tested():
     """A new example needs a new test."""
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))
-    assert ["on_server.py", "remember.py", "shared_pool.py", "survive.py"] == names
+    assert [
+        "many_conversations.py",
+        "on_server.py",
+        "remember.py",
+        "shared_pool.py",
+        "survive.py",
+    ] == names
+
+
+def test_many_conversations():
+    """All finish on four connections; with upstream's checkpointer, some are still at it."""
+    printed = run("many_conversations.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    assert ["500 of 500", "500 of 500", "none"] == [
+        rows[name][0] for name in ("finished", "state correct", "error")
+    ]
+    assert 500 > int(rows["finished"][1].split()[0])
 
 
 def test_on_server():

@@ -11,6 +11,8 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from lghard.postgres.advice import advise
+from lghard.postgres.batch import Job
+from lghard.postgres.batching import Batches
 from lghard.postgres.home import Here, Place
 from lghard.postgres.migrations import Schema, migrate
 from lghard.postgres.retries import Operation, Outage, current_operation
@@ -56,7 +58,46 @@ class Operating:
         if current_operation():  # one operation calls another: the outer one repeats both
             return await call()
         operation = self._operation(name)
-        work = partial(operation.run, call, self._outage)
+        return await self._there(operation, partial(operation.run, call, self._outage))
+
+    async def _run_in_company(
+        self,
+        name: str,
+        thread: str,
+        statements: Sequence[Statement],
+        *,
+        is_read: bool = False,
+        size: int = 0,
+    ) -> list[DictRow]:
+        """The rows of the last of `statements`, which are sent together with those of others."""
+        job = Job(self._operation(name), statements, is_read=is_read, size=size)
+        return await self._there(job.operation, partial(self._line_up, job, thread))
+
+    async def _line_up(
+        self, job: Job, thread: str, pool: AsyncConnectionPool[Connection]
+    ) -> list[DictRow]:
+        return await Batches.of(pool).run(job, self._outage, str(thread))
+
+    async def _run_in_turn(self, name: str, thread: object, call: Callable[[], Awaitable[T]]) -> T:
+        """As `_run`, behind what stands in line for this thread, and before what comes later."""
+        operation = self._operation(name)
+        return await self._there(operation, partial(self._take_turn, operation, thread, call))
+
+    async def _take_turn(
+        self,
+        operation: Operation,
+        thread: object,
+        call: Callable[[], Awaitable[T]],
+        pool: AsyncConnectionPool[Connection],
+    ) -> T:
+        return await Batches.of(pool).run_in_turn(operation, call, self._outage, str(thread))
+
+    async def _there(
+        self,
+        operation: Operation,
+        work: Callable[[AsyncConnectionPool[Connection]], Awaitable[T]],
+    ) -> T:
+        """The result of `work(pool)`, where the connections are."""
         try:
             return await self._place.run(
                 work, timeout=operation.patience, patience=operation.remaining()

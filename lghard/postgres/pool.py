@@ -219,9 +219,8 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         try:
             return await super().getconn(timeout)
         except PoolTimeout as error:
-            obstacle = self._obstacle()
-            error.add_note(self._advice(obstacle))
-            raise error from obstacle
+            self.explain(error)
+            raise
 
     @override
     async def putconn(self, conn: ACT) -> None:
@@ -288,6 +287,11 @@ class ManagedPool(AsyncConnectionPool[ACT]):
         self._pool.append(conn)
         return True
 
+    def explain(self, error: PoolTimeout) -> None:
+        """Add to `error` why there is no connection, and what to do about it."""
+        error.__cause__ = self._obstacle()
+        error.add_note(self._advice(error.__cause__))
+
     def _obstacle(self) -> Exception | None:
         """What keeps the pool from connecting, if anything does."""
         if self._reconnects.error:
@@ -296,7 +300,7 @@ class ManagedPool(AsyncConnectionPool[ACT]):
             return psycopg.errors.ConnectionTimeout("the server has not answered yet")
         return None
 
-    def _advice(self, obstacle: Exception | None) -> str:
+    def _advice(self, obstacle: BaseException | None) -> str:
         if obstacle:
             return (
                 f"lghard: the pool {self.name!r} cannot connect: see the cause above; of "

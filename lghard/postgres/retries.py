@@ -206,9 +206,7 @@ class Operation:
     async def connection(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
         """A connection for one attempt, on which nothing waits longer than the attempt may take."""
         async with pool.connection(timeout=min(pool.timeout, self.remaining())) as conn:
-            patience = self._attempt_timeout
-            if self.name not in LONG or self._loss:
-                patience = min(patience, self.remaining())
+            patience = self.attempt_time()
             began = monotonic()
             self._under_way = None
             try:
@@ -220,14 +218,28 @@ class Operation:
                         await conn.commit()
             except psycopg.Error as error:
                 if monotonic() - began >= patience:
-                    self._attempt_timeout *= 2  # perhaps it is not the server, but a large task
-                if isinstance(error, StatementRefusedError):
-                    pass  # we have closed it ourselves, before there was anything to commit
-                elif conn.closed:
-                    self.note_loss(self._under_way, error)
-                elif error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate:
-                    conn.pgconn.finish()  # its server has become a standby: the pool replaces it
+                    self.take_longer()
+                self._judge(error, conn)
                 raise
+
+    def _judge(self, error: psycopg.Error, conn: Connection) -> None:
+        """What `error` means for `conn`, and for the attempt on it."""
+        if isinstance(error, StatementRefusedError):
+            return  # we have closed it ourselves, before there was anything to commit
+        if conn.closed:
+            self.note_loss(self._under_way, error)
+        elif error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate:
+            conn.pgconn.finish()  # its server has become a standby: the pool replaces it
+
+    def attempt_time(self) -> float:
+        """Seconds that the server may take to answer the next attempt."""
+        if self.name in LONG and not self._loss:
+            return self._attempt_timeout
+        return min(self._attempt_timeout, self.remaining())
+
+    def take_longer(self) -> None:
+        """An attempt was given up: perhaps it is not the server, but a large task."""
+        self._attempt_timeout *= 2
 
     def begin(self, conn: Connection, *, stepwise: bool = False) -> Sequence[Statement]:
         """What has to stand before the statements of this attempt, in the same transaction.
@@ -241,19 +253,26 @@ class Operation:
             return self._under_way.opening
         return ()
 
-    async def settle(self, conn: Connection) -> None:
+    async def settle(self, conn: Connection, known: dict[Attempt, bool] | None = None) -> None:
         """Make sure that no lost attempt is still at work, or raise.
 
         Each new connection is asked about all of them: the answer holds for its server alone, and
         there may be several.
 
+        Args:
+            conn: the connection.
+            known: which attempts it says are over, if it has been asked just now.
+
         Raises:
             StillAtWork: one of them is.
             Unprovable: one of them may be, for ever.
         """
+        known = {} if known is None else known
         if self.rule is Repeat.ONCE_GONE:
             for attempt in self._lost:
-                if not await attempt.is_over(conn):
+                if attempt not in known:
+                    known[attempt] = await attempt.is_over(conn)
+                if not known[attempt]:
                     raise StillAtWork
 
     def note_loss(self, attempt: Attempt | None, error: psycopg.Error) -> None:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack, cast
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -41,6 +41,7 @@ from lghard.postgres.migrations import checkpoints
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
 from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
+from lghard.postgres.retries import LONG, current_operation
 from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement
 
@@ -69,6 +70,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         fence: seconds for which nothing can be written to a thread that was deleted, so that a run
             that is still at work does not bring it back; None for no fence, as upstream. It has a
             table of its own, which `setup()` creates.
+        batching: whether what concurrent runs read and write shares round trips, see
+            `lghard.postgres.batching`.
 
     Raises:
         TypeError: `conn` is not a pool.
@@ -91,6 +94,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         deadline: float = DEADLINE,
         attempt_timeout: float = ATTEMPT_TIMEOUT,
         fence: float | None = None,
+        batching: bool = False,
     ) -> None:
         if pipe is not None:
             raise ValueError(
@@ -107,7 +111,9 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         self.deadline = deadline
         self.attempt_timeout = attempt_timeout
         self.fence = fence
+        self.batching = batching and self.supports_pipeline
         self._serialize = Serializing()
+        self._deserialize = Serializing()
 
     @override
     @classmethod
@@ -158,7 +164,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             params.append(checkpoint_id)
         else:
             query += "ORDER BY checkpoint_id DESC LIMIT 1"
-        rows = await self._run("aget_tuple", partial(self._rows, query, params))
+        rows = await self._read(configurable["thread_id"], query, params)
         return await self._load_checkpoint_tuple(rows[0]) if rows else None
 
     @override
@@ -180,6 +186,16 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         for row in await self._run("alist", partial(self._rows, query, params)):
             yield await self._load_checkpoint_tuple(row)
 
+    async def _read(self, thread_id: str, query: str, params: Sequence[Any]) -> list[DictRow]:
+        if self.batching and not current_operation():
+            statement = Statement(query, params)
+            rows = await self._run_in_company(
+                "aget_tuple", str(thread_id), [statement], is_read=True
+            )
+            if not any(_has_pending_sends(row) for row in rows):
+                return rows
+        return await self._run("aget_tuple", partial(self._rows, query, params))
+
     async def _rows(self, query: str, params: Sequence[Any]) -> list[DictRow]:
         async with self._cursor() as cur:
             await cur.execute(query, params, binary=True)
@@ -191,7 +207,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         """Where checkpoints before version 4 keep the Sends of their parent's writes."""
         children = defaultdict(list)
         for row in rows:
-            if row["checkpoint"]["v"] < 4 and row["parent_checkpoint_id"]:  # noqa: PLR2004
+            if _has_pending_sends(row):
                 children[row["thread_id"], row["parent_checkpoint_id"]].append(row)
         for thread_id in {thread_id for thread_id, _ in children}:
             parents = [parent for thread, parent in children if thread == thread_id]
@@ -202,6 +218,25 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
                     self._migrate_pending_sends(
                         found["sends"], row["checkpoint"], row["channel_values"]
                     )
+
+    @override
+    async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
+        """As upstream, which hops to a thread for the writes, and loads the values here."""
+        channels = frozenset(name for name, *_ in value["channel_values"] or ())
+        return await self._deserialize(channels, self._tuple_of, value)
+
+    def _tuple_of(self, row: DictRow) -> CheckpointTuple:
+        place = {name: row[name] for name in ("thread_id", "checkpoint_ns", "checkpoint_id")}
+        parent = {**place, "checkpoint_id": row["parent_checkpoint_id"]}
+        checkpoint = row["checkpoint"]
+        inline, blobs = checkpoint.get("channel_values"), self._load_blobs(row["channel_values"])
+        return CheckpointTuple(
+            {"configurable": place},
+            cast("Checkpoint", {**checkpoint, "channel_values": {**(inline or {}), **blobs}}),
+            row["metadata"],
+            {"configurable": parent} if row["parent_checkpoint_id"] else None,
+            self._load_writes(row["pending_writes"]),
+        )
 
     @override
     async def aput(
@@ -228,7 +263,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         )
         statements = [Statement(self.UPSERT_CHECKPOINT_BLOBS_SQL, row) for row in rows]
         statements.append(Statement(self.UPSERT_CHECKPOINTS_SQL, row))
-        await self._write("aput", thread_id, statements)
+        texts = sum(len(value) for value in inline.values() if isinstance(value, str))
+        await self._write("aput", thread_id, statements, size=texts + _size(rows))
         return {
             "configurable": {
                 "thread_id": thread_id,
@@ -260,11 +296,16 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         query = self.UPSERT_CHECKPOINT_WRITES_SQL if upsert else self.INSERT_CHECKPOINT_WRITES_SQL
         name = "aput_writes, UPSERT" if upsert else "aput_writes, DO NOTHING"
         thread_id = config["configurable"]["thread_id"]
-        await self._write(name, thread_id, [Statement(query, row) for row in rows])
+        statements = [Statement(query, row) for row in rows]
+        await self._write(name, thread_id, statements, size=_size(rows))
 
     @override
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._run("adelete_thread", partial(self._delete, [str(thread_id)]))
+        delete = partial(self._delete, [str(thread_id)])
+        if self.batching:
+            await self._run_in_turn("adelete_thread", thread_id, delete)
+        else:
+            await self._run("adelete_thread", delete)
 
     async def _delete(self, thread_ids: Sequence[str]) -> None:
         async with self._transaction() as cur:
@@ -381,14 +422,19 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         read = partial(super().aget_delta_channel_history, config=config, channels=channels)
         return await self._run("aget_delta_channel_history", read)
 
-    async def _write(self, name: str, thread_id: str, statements: Sequence[Statement]) -> None:
+    async def _write(
+        self, name: str, thread_id: str, statements: Sequence[Statement], *, size: int = 0
+    ) -> None:
         """Execute `statements` all or none, repeated as the rule of operation `name` allows."""
         if not statements:
             return
         if self.fence is not None:
             statements = [*refuse_deleted(thread_id), *statements]
         try:
-            await self._run(name, partial(self._execute, statements))
+            if self.batching and name not in LONG:
+                await self._run_in_company(name, str(thread_id), statements, size=size)
+            else:
+                await self._run(name, partial(self._execute, statements))
         except psycopg.errors.UniqueViolation as error:
             if error.diag.constraint_name != PRIMARY_KEY:
                 raise
@@ -407,6 +453,16 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
                 await stack.enter_async_context(batch)
             async with conn.cursor(binary=True, row_factory=dict_row) as cur:
                 yield cur
+
+
+def _size(rows: Sequence[Sequence[Any]]) -> int:
+    """How many bytes their values have, which stand at the end."""
+    return sum(len(row[-1] or b"") for row in rows)
+
+
+def _has_pending_sends(row: DictRow) -> bool:
+    """Whether it may have, among the writes of its parent: checkpoints before version 4 do."""
+    return bool(row["checkpoint"]["v"] < 4 and row["parent_checkpoint_id"])  # noqa: PLR2004
 
 
 def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -432,6 +488,7 @@ async def open_checkpointer(
     deadline: float = DEADLINE,
     attempt_timeout: float = ATTEMPT_TIMEOUT,
     fence: float | None = None,
+    batching: bool = False,
     **overrides: Unpack[PoolOverrides],
 ) -> AsyncIterator[HardenedAsyncPostgresSaver]:
     """A checkpointer that is ready to use, for the length of the block.
@@ -450,6 +507,7 @@ async def open_checkpointer(
         attempt_timeout: seconds that the server may take to answer one attempt.
         fence: seconds for which nothing can be written to a thread that was deleted; None for no
             fence, as upstream.
+        batching: whether what concurrent runs read and write shares round trips.
         overrides: further settings of the pool that is opened, see `open_pool`.
 
     Raises:
@@ -470,6 +528,7 @@ async def open_checkpointer(
             deadline=deadline,
             attempt_timeout=attempt_timeout,
             fence=fence,
+            batching=batching,
         )
         saver._place = place
         if setup:

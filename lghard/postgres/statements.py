@@ -1,20 +1,21 @@
-"""The statements of one operation: sent as one message, committed as one transaction.
+"""Statements that leave in one message, as one transaction or as several.
 
-psycopg's pipeline flushes every statement by itself and synchronizes twice. Here the statements of
-an operation leave in one `send`, behind one Sync, which also makes them one transaction
+psycopg's pipeline flushes every statement by itself and synchronizes twice. Here all statements
+leave in one `send`, and those in front of one Sync are one transaction
 (https://www.postgresql.org/docs/current/libpq-pipeline-mode.html).
 """
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from functools import lru_cache
+from itertools import chain, count, repeat
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg import AsyncConnection, generators
-from psycopg._queries import PostgresQuery
-from psycopg.abc import PQGen
+from psycopg import AsyncConnection, abc, generators
+from psycopg._queries import _query2pg_nocache
+from psycopg.abc import Buffer, PQGen, PyFormat
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, Format
@@ -45,6 +46,29 @@ class StatementRefusedError(LghardError, psycopg.OperationalError):
     __module__ = "lghard"
 
 
+class Segment:
+    """Statements that are executed all or none, and what has become of them.
+
+    Attributes:
+        results: of each statement, if they are done.
+        error: why they have had no effect.
+        is_done: whether the server has committed them. If not, and without an error, the connection
+            was lost, or somebody else's statement failed in the same transaction.
+    """
+
+    __slots__ = ("error", "is_done", "results", "statements")
+
+    def __init__(self, statements: Sequence[Statement]) -> None:
+        self.statements = statements
+        self.results: list[PGresult] = []
+        self.error: Exception | None = None
+        self.is_done = False
+
+    def reset(self) -> None:
+        """They have had no effect, and may be sent again."""
+        self.results, self.error, self.is_done = [], None, False
+
+
 class _Key(NamedTuple):
     """What Postgres tells two prepared statements apart by."""
 
@@ -61,10 +85,11 @@ _names = map(f"_lghard_{secrets.token_hex(6)}_{{}}".format, count())
 
 async def fetch(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> list[list[DictRow]]:
     """As `send`, and the rows of each statement."""
-    return [_rows(conn, result) for result in await send(conn, statements)]
+    return [rows_of(conn, result) for result in await send(conn, statements)]
 
 
-def _rows(conn: AsyncConnection[Any], result: PGresult) -> list[DictRow]:
+def rows_of(conn: AsyncConnection[Any], result: PGresult) -> list[DictRow]:
+    """What a statement has returned."""
     transformer = Transformer(conn)
     transformer.set_pgresult(result)
     columns = [result.fname(at) or b"" for at in range(result.nfields)]
@@ -83,30 +108,73 @@ async def send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> l
         StatementRefusedError: one of them cannot be sent; the connection is closed.
         psycopg.Error: of the first statement that failed; none of them has had any effect.
     """
-    try:
-        return await _send(conn, statements)
-    except (
-        psycopg.errors.InvalidSqlStatementName,
-        psycopg.errors.DuplicatePreparedStatement,
-    ):
-        # Somebody said DEALLOCATE ALL or DISCARD ALL, or a pooler gave us another session. Nothing
-        # was executed: it can be sent again.
+    segment = Segment(statements)
+    await send_segments(conn, [[segment]])
+    if segment.error:
+        raise segment.error
+    return segment.results
+
+
+Transactions = Sequence[Sequence[Segment]]
+
+
+async def send_segments(conn: AsyncConnection[Any], transactions: Transactions) -> None:
+    """Execute `transactions`, one after the other, in one round trip.
+
+    What became of each segment stands in it. One that cannot be sent, because Postgres has no such
+    value, is left out of its transaction. One whose statements fail takes the others of its
+    transaction with it.
+
+    Raises:
+        StatementRefusedError: one of them cannot be sent; the connection is closed.
+        psycopg.Error: the connection is lost.
+    """
+    await _send(conn, transactions)
+    stale = [segments for segments in transactions if any(map(_is_stale, segments))]
+    if stale:
         _prepared.pop(conn, None)
-        return await _send(conn, statements)
+        for segment in chain.from_iterable(stale):
+            segment.reset()
+        await _send(conn, stale)
 
 
-async def _send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> list[PGresult]:
-    queries = [_convert(conn, statement) for statement in statements]
+def _is_stale(segment: Segment) -> bool:
+    """Whether it relied on a prepared statement that is not there.
+
+    Somebody said DEALLOCATE ALL or DISCARD ALL, or a pooler gave us another session, or what was to
+    prepare it failed before it got there.
+    """
+    return isinstance(
+        segment.error,
+        psycopg.errors.InvalidSqlStatementName | psycopg.errors.DuplicatePreparedStatement,
+    )
+
+
+class _Command(NamedTuple):
+    """A command on its way, and what to remember if it works: that a statement is prepared now."""
+
+    segment: Segment
+    key: _Key | None = None
+    name: bytes = b""
+
+
+async def _send(conn: AsyncConnection[Any], transactions: Transactions) -> None:
+    tx = Transformer(conn)
+    queries = {segment: _convert(tx, segment) for segments in transactions for segment in segments}
     async with conn.lock:
+        sent: list[tuple[Sequence[Segment], list[_Command]]] = []
         try:
             conn.pgconn.enter_pipeline_mode()
             batch: dict[_Key, bytes] = {}
-            commands = [
-                command
-                for statement, query in zip(statements, queries, strict=True)
-                for command in _queue(conn, query, batch, prepare=statement.prepare)
-            ]
-            conn.pgconn.pipeline_sync()
+            for segments in transactions:
+                commands = [
+                    command
+                    for segment in segments
+                    if not segment.error
+                    for command in _queue(conn, segment, queries[segment], batch)
+                ]
+                conn.pgconn.pipeline_sync()
+                sent.append((segments, commands))
         except BaseException as error:  # whatever stops it half-way
             was_lost = conn.pgconn.status != ConnStatus.OK
             conn.pgconn.finish()  # nobody may have it in the middle of a pipeline
@@ -115,66 +183,105 @@ async def _send(conn: AsyncConnection[Any], statements: Sequence[Statement]) -> 
             raise StatementRefusedError(
                 f"{error}: nothing was done; ask for less at once, or store less in one item"
             ) from error
-        return await conn.wait(_complete(conn, commands))
+        await conn.wait(_complete(conn, sent))
 
 
-def _convert(conn: AsyncConnection[Any], statement: Statement) -> PostgresQuery:
-    query = PostgresQuery(Transformer(conn))
-    query.convert(statement.query, statement.params)
-    return query
+class _Query(NamedTuple):
+    """What libpq takes."""
+
+    text: bytes
+    params: Sequence[Buffer | None]
+    types: tuple[int, ...]
+    formats: Sequence[Format]
 
 
-class _Command(NamedTuple):
-    """What to remember of one command, if it works: that a statement is prepared now."""
+def _convert(tx: abc.Transformer, segment: Segment) -> list[_Query]:
+    try:
+        return [_convert_one(tx, statement) for statement in segment.statements]
+    except Exception as error:  # a dumper's: NUL in a text, or what JSON does not know
+        segment.error = error
+        return []
 
-    key: _Key | None = None
-    name: bytes = b""
+
+def _convert_one(tx: abc.Transformer, statement: Statement) -> _Query:
+    compiled = _compile_once if statement.prepare else _compile
+    text, formats, order = compiled(statement.query, tx.encoding)
+    values = statement.params
+    if isinstance(values, Mapping):
+        values = [values[name] for name in order]
+    params = tx.dump_sequence(values, formats)
+    return _Query(text, params, tx.types or (), tx.formats or ())
+
+
+def _compile(query: str, encoding: str) -> tuple[bytes, list[PyFormat], list[str]]:
+    """The query with `$1` in place of placeholders; the format of each parameter, and its name."""
+    text, formats, order, _ = _query2pg_nocache(query.encode(encoding), encoding)
+    return text, formats or [], order or []
+
+
+# psycopg's own cache looks the text up by its bytes, and has to hash all of them.
+_compile_once = lru_cache(_compile)
 
 
 def _queue(
-    conn: AsyncConnection[Any], query: PostgresQuery, batch: dict[_Key, bytes], *, prepare: bool
+    conn: AsyncConnection[Any],
+    segment: Segment,
+    queries: Sequence[_Query],
+    batch: dict[_Key, bytes],
 ) -> Iterator[_Command]:
-    """Put `query` into libpq's send buffer, behind its preparation if that is still to be done."""
+    """Put `queries` into libpq's send buffer, each behind its preparation if it needs one."""
     pgconn = conn.pgconn
-    # A pooler would mix up what its clients prepare.
-    if not prepare or conn.prepare_threshold is None:
-        pgconn.send_query_params(
-            query.query, query.params, query.types, query.formats, Format.BINARY
-        )
-        yield _Command()
-        return
-    key = _Key(query.query, query.types)
-    name = _prepared.setdefault(conn, {}).get(key) or batch.get(key)
-    if name is None:
-        name = batch[key] = next(_names).encode()
-        pgconn.send_prepare(name, query.query, query.types)
-        yield _Command(key, name)
-    pgconn.send_query_prepared(name, query.params, query.formats, Format.BINARY)
-    yield _Command()
+    for statement, query in zip(segment.statements, queries, strict=True):
+        # A pooler would mix up what its clients prepare.
+        if not statement.prepare or conn.prepare_threshold is None:
+            pgconn.send_query_params(
+                query.text, query.params, query.types, query.formats, Format.BINARY
+            )
+            yield _Command(segment)
+            continue
+        key = _Key(query.text, query.types)
+        name = _prepared.setdefault(conn, {}).get(key) or batch.get(key)
+        if name is None:
+            name = batch[key] = next(_names).encode()
+            pgconn.send_prepare(name, query.text, query.types)
+            yield _Command(segment, key, name)
+        pgconn.send_query_prepared(name, query.params, query.formats, Format.BINARY)
+        yield _Command(segment)
 
 
-def _complete(conn: AsyncConnection[Any], commands: Sequence[_Command]) -> PQGen[list[PGresult]]:
-    """Send what is buffered, and read the answers to `commands` and to the Sync behind them."""
+def _complete(
+    conn: AsyncConnection[Any], sent: Sequence[tuple[Sequence[Segment], Sequence[_Command]]]
+) -> PQGen[None]:
+    """Send what is buffered, and read the answers to the commands and to the Syncs behind them."""
     error: psycopg.Error | None = None
-    answers: list[PGresult] = []
     try:
         yield from generators.send(conn.pgconn)
-        # Behind the answers to the commands, an error may still come from the commit itself.
-        for command in (*commands, _Command(), _Command()):
-            results = yield from generators.fetch_many(conn.pgconn)
-            for result in results:
-                if result.status == ExecStatus.FATAL_ERROR:
-                    error = error or error_from_result(result, encoding=conn.info.encoding)
-                elif command.key and result.status == ExecStatus.COMMAND_OK:
-                    _prepared[conn][command.key] = command.name
-                elif result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-                    answers.append(result)
-            if any(result.status == ExecStatus.PIPELINE_SYNC for result in results):
-                break
+        for segments, commands in sent:
+            error = None
+            # Behind the answers to the commands, an error may still come from the commit itself.
+            for command in chain(commands, repeat(_Command(segments[-1]))):
+                results = yield from generators.fetch_many(conn.pgconn)
+                for result in results:
+                    error = _note(conn, command, result) or error
+                if any(result.status == ExecStatus.PIPELINE_SYNC for result in results):
+                    break
+            for segment in segments:
+                segment.is_done = not (error or segment.error)
         conn.pgconn.exit_pipeline_mode()
     except psycopg.OperationalError as loss:
         conn.pgconn.finish()
         raise error or loss from None  # the server's last words say more than the silence after
-    if error:
-        raise error
-    return answers
+
+
+def _note(conn: AsyncConnection[Any], command: _Command, result: PGresult) -> psycopg.Error | None:
+    """Keep what came back; an error is returned, too."""
+    segment = command.segment
+    if result.status == ExecStatus.FATAL_ERROR:
+        error = error_from_result(result, encoding=conn.info.encoding)
+        segment.error = segment.error or error
+        return error
+    if command.key and result.status == ExecStatus.COMMAND_OK:
+        _prepared[conn][command.key] = command.name
+    elif result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+        segment.results.append(result)
+    return None

@@ -181,10 +181,11 @@ def _is_pooled(pool: AsyncConnectionPool[Any] | None) -> TypeGuard[ManagedPool[A
     return isinstance(pool, ManagedPool) and bool(pool.pooler)
 
 
-def is_impossible(error: psycopg.Error) -> bool:
+def is_impossible(error: Exception | None) -> bool:
     """Whether an attempt failed for its opening alone: nothing of it was executed."""
-    words = f"{error.diag.table_name} {error.diag.message_primary}"
-    return isinstance(error, _IMPOSSIBLE) and TABLE in words
+    if not isinstance(error, _IMPOSSIBLE):
+        return False
+    return TABLE in f"{error.diag.table_name} {error.diag.message_primary}"
 
 
 def note_impossible(pool: AsyncConnectionPool[Any] | None) -> None:

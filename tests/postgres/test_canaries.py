@@ -15,8 +15,8 @@ from langgraph.store.base import GetOp, PutOp, SearchOp
 from langgraph.store.postgres import AsyncPostgresStore
 from langgraph.store.postgres.base import PLACEHOLDER
 from psycopg import AsyncConnection
-from psycopg._queries import PostgresQuery
-from psycopg.adapt import Transformer
+from psycopg._queries import _query2pg_nocache
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
@@ -170,17 +170,10 @@ LEANINGS += [
     ),
     Leaning(
         "psycopg",
-        "psycopg._queries:PostgresQuery",
-        "(transformer)",
-        "statements.py, _convert",
-        "it turns %s placeholders into what libpq takes",
-    ),
-    Leaning(
-        "psycopg",
-        "psycopg._queries:PostgresQuery.convert",
-        "(self, query, vars)",
-        "statements.py, _convert",
-        "it turns %s placeholders into what libpq takes",
+        "psycopg._queries:_query2pg_nocache",
+        "(query, encoding)",
+        "statements.py, _compile",
+        "it turns placeholders into what libpq takes",
     ),
     Leaning(
         "psycopg",
@@ -514,14 +507,30 @@ def test_when_an_attempt_gives_up() -> None:
     assert [attempt.time_to_give_up(now) for now in (1.0, 3.0)] == [False, True]
 
 
-async def test_converted_query(lghard_empty_database: str) -> None:
-    """A PostgresQuery has what libpq takes: query, parameters, their types and formats."""
+@pytest.mark.parametrize(
+    ("query", "expected", "names"),
+    [
+        ("SELECT %s, %s", b"SELECT $1, $2", []),
+        ("SELECT %(b)s, %(a)s", b"SELECT $1, $2", ["b", "a"]),
+    ],
+)
+def test_compiled_query(query: str, expected: bytes, names: list[str]) -> None:
+    """A query as libpq takes it, the formats of its parameters, and in which order they come."""
+    text, formats, order, _ = _query2pg_nocache(query.encode(), "utf-8")
+    found = text, len(formats or ()), order or []
+    assert found == (expected, 2, names), (
+        f"psycopg {version('psycopg')} compiles queries otherwise: look at statements.py, _compile"
+    )
+
+
+async def test_dumped_parameters(lghard_empty_database: str) -> None:
+    """A Transformer dumps parameters, and knows their types and formats afterwards."""
     async with await AsyncConnection.connect(lghard_empty_database) as conn:
-        query = PostgresQuery(Transformer(conn))
-        query.convert("SELECT %s, %s", ["text", 1])
-        found = (query.query, query.params, len(query.types), len(query.formats or ()))
-    assert found == (b"SELECT $1, $2", [b"text", b"\x00\x01"], 2, 2), (
-        f"psycopg {version('psycopg')} converts queries otherwise: look at statements.py, _queue"
+        tx = Transformer(conn)
+        dumped = tx.dump_sequence(["text", 1], [PyFormat.AUTO, PyFormat.AUTO])
+        found = (dumped, len(tx.types or ()), len(tx.formats or ()))
+    assert found == ([b"text", b"\x00\x01"], 2, 2), (
+        f"psycopg {version('psycopg')} dumps otherwise: look at statements.py, _convert_one"
     )
 
 

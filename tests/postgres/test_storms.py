@@ -167,7 +167,8 @@ async def expected():
 class Scene:
     """A database, the way that the runs take to it, and who is on that way.
 
-    The standby is there for a failover only, and the proxy for resets.
+    The standby is there for a failover only, and the proxy for resets. With `at_work` backends at
+    work, a fault has something to hit.
     """
 
     server: TemporaryPostgres
@@ -176,6 +177,7 @@ class Scene:
     pooler: TemporaryPgBouncer | None = None
     standby: TemporaryPostgres | None = None
     proxy: FaultProxy | None = None
+    at_work: int = 1
     runs: list[asyncio.Task] = field(default_factory=list)
     is_noticed: Callable[[], bool] = lambda: True
 
@@ -333,14 +335,14 @@ def lead(pooler, old, new):
 def strike(fault):
     """A fault that comes while the server is at work."""
 
-    async def round_(scene, gate, *, at_least=CONNECTIONS):
-        async with in_flight(scene, gate, at_least=at_least):
+    async def round_(scene, gate):
+        async with in_flight(scene, gate, at_least=scene.at_work):
             await fault(scene)
 
     return round_
 
 
-async def lose_responses(scene, gate, **_):
+async def lose_responses(scene, gate):
     """The server has done it, and nobody hears of it."""
     lost = scene.proxy.lost
     scene.proxy.lose_responses(3)
@@ -352,7 +354,7 @@ async def lose_responses(scene, gate, **_):
 def cut(direction):
     """The connection is reset in the middle of a write, or of its answer."""
 
-    async def round_(scene, gate, **_):
+    async def round_(scene, gate):
         scene.proxy.cut_after(20, direction, n=3)
         gate.open()
         await scene.until(lambda: not scene.proxy._cut._left)
@@ -361,7 +363,7 @@ def cut(direction):
     return round_
 
 
-async def calm(scene, gate, **_):
+async def calm(scene, gate):
     gate.open()
 
 
@@ -407,13 +409,15 @@ async def storm(fault, scene, gates):
             gate.open()
 
 
+@pytest.mark.parametrize("batching", [False, True], ids=["alone", "together"])
 @pytest.mark.parametrize("connection", ["plain", "tls", "pgbouncer"])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_no_run_is_lost(fault, scene, expected, caplog):
+async def test_no_run_is_lost(fault, scene, expected, batching, caplog):
     """Every run finishes, with the state and the history that it has in calm."""
     timeout = ATTEMPT_TIMEOUT.get(fault, 30.0)
+    scene.at_work = 1 if batching else CONNECTIONS
     async with open_checkpointer(
-        scene.conninfo, max_size=CONNECTIONS, attempt_timeout=timeout
+        scene.conninfo, max_size=CONNECTIONS, attempt_timeout=timeout, batching=batching
     ) as saver:
         scene.is_noticed = lambda: saver._outage._repeating >= CONNECTIONS
         stormed = storm(fault, scene, scene.begin(saver))
@@ -453,7 +457,7 @@ async def test_upstream_loses_a_run(fault, scene):
     async with upstream(scene.conninfo) as saver:
         gate, *others = scene.begin(saver)
         await eventually(lambda: len(gate.arrived) == len(THREADS))
-        await first(scene, gate, at_least=1)
+        await first(scene, gate)
         for each in others:
             each.open()
         ended, going_on = await asyncio.wait(scene.runs, return_when=asyncio.FIRST_EXCEPTION)

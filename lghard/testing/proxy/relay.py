@@ -12,6 +12,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal, Protocol, cast
 
 Direction = Literal["up", "down"]
@@ -339,7 +340,8 @@ class Lane:
         if self.direction == "down":
             self.connection.end(reset=False)
         elif self._sink.transport is not None and self._sink.takes_bytes:
-            self._sink.transport.write_eof()
+            with suppress(OSError):  # the other side was faster
+                self._sink.transport.write_eof()
 
     def _throttle(self) -> None:
         transport = self._source.transport

@@ -1,0 +1,288 @@
+"""A batch: the operations of many runs, sent as one message.
+
+It is one transaction, and so one flush to the server's disk. If one of its operations fails nothing
+has happened; then each is sent again as a transaction of its own, and only the one at fault fails.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from psycopg.rows import DictRow
+from psycopg_pool import AsyncConnectionPool
+
+from lghard.postgres.liveness import abort_after
+from lghard.postgres.retries import Operation, Repeat, StillAtWork
+from lghard.postgres.settling import Attempt, Connection, Unprovable
+from lghard.postgres.statements import (
+    Segment,
+    Statement,
+    StatementRefusedError,
+    rows_of,
+    send_segments,
+)
+from lghard.postgres.voiding import attempt_on, is_impossible, note_impossible
+from lghard.resilience import is_transient
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from lghard.postgres.batching import Line
+
+LARGE: Final = 1_000_000
+"""Bytes from which on an operation is sent alone."""
+
+# In company nobody waits for a lock for long. Who has to, does it alone.
+_TOGETHER: Final = Statement("SELECT set_config('lock_timeout', '100ms', true)", ())
+_ONE_BY_ONE: Final = Statement("SELECT set_config('lock_timeout', '10ms', true)", ())
+
+
+class Job:
+    """An operation in line.
+
+    Attributes:
+        operation: its deadline, and what its attempts have left behind.
+        statements: what to execute, all or none.
+        is_read: whether somebody wants the rows of the last one.
+        size: about how many bytes it sends.
+        alone: whether it is sent without company.
+    """
+
+    __slots__ = (
+        "alone",
+        "attempt",
+        "done",
+        "found",
+        "is_read",
+        "line",
+        "operation",
+        "size",
+        "statements",
+        "timer",
+        "turn",
+    )
+
+    def __init__(
+        self,
+        operation: Operation,
+        statements: Sequence[Statement],
+        *,
+        is_read: bool = False,
+        size: int = 0,
+    ) -> None:
+        self.operation = operation
+        self.statements = statements
+        self.is_read = is_read
+        self.size = size
+        self.alone = self.size >= LARGE
+        self.found = 0
+        self.line: Line | None = None
+        self.timer: asyncio.TimerHandle
+        # If somebody else executes it: told when it is the first in line.
+        self.turn: asyncio.Future[None] | None = None
+        # While it wants to be sent, or is under way: who waits for it, and where it has been sent.
+        self.done: asyncio.Future[list[DictRow]] | None = None
+        self.attempt: Attempt | None = None
+
+    def wants_to_be_sent(self) -> bool:
+        """Whether it stands in line for an attempt, and nobody has sent it yet."""
+        return self.attempt is None and self._is_awaited()
+
+    def answer(self, rows: list[DictRow]) -> None:
+        """It is done, and returned `rows`."""
+        self.found = _weight(rows)
+        if self.done and self._is_awaited():
+            self.done.set_result(rows)
+
+    def fail(self, error: Exception) -> None:
+        """It has had no effect."""
+        if self.done and self._is_awaited():
+            self.done.set_exception(error)
+
+    def put_off(self) -> None:
+        """It has had no effect, and wants to be sent again."""
+        self.attempt = None
+
+    def lose(self, loss: psycopg.Error) -> None:
+        """Its connection was lost under it."""
+        if self.done and self.attempt and self._is_awaited():
+            own = copy_of(loss)
+            self.operation.note_loss(self.attempt, own)
+            self.done.set_exception(own)
+
+    def _is_awaited(self) -> bool:
+        return self.done is not None and not self.done.done()
+
+
+async def execute(
+    conn: Connection, jobs: Sequence[Job], pool: AsyncConnectionPool[Connection]
+) -> None:
+    """Execute `jobs` in one round trip, or in a few where one fails; each hears for itself.
+
+    Args:
+        conn: a connection of `pool`.
+        jobs: they share one attempt.
+        pool: where it comes from.
+
+    Raises:
+        psycopg.errors.ReadOnlySqlTransaction: the server has become a standby.
+    """
+    began = monotonic()
+    patience = max(job.operation.attempt_time() for job in jobs)
+    try:
+        with abort_after(conn, patience):
+            settled = await _settled(conn, jobs)
+            if not conn.autocommit:  # the questions have begun a transaction
+                await conn.commit()
+            await _execute(conn, settled, pool)
+    except psycopg.errors.ReadOnlySqlTransaction:
+        conn.pgconn.finish()  # the pool must replace it
+        for job in jobs:
+            job.put_off()  # who has not been told has not been sent
+        raise
+    except StatementRefusedError as error:
+        for job in jobs:
+            if job.alone:
+                job.fail(error)
+            job.alone = True
+            job.put_off()
+    except psycopg.Error as loss:
+        for job in jobs:
+            if monotonic() - began >= patience:
+                job.operation.take_longer()
+            job.lose(loss)
+    finally:
+        for job in jobs:
+            job.lose(psycopg.OperationalError("what sends the operations has been cancelled"))
+
+
+async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
+    """Those of which, and of what stands before them, no earlier attempt can still be at work."""
+    settled = []
+    known: dict[Attempt, bool] = {}
+    held: set[Line | None] = set()
+    for job in jobs:
+        if job.line in held:
+            job.put_off()
+            continue
+        try:
+            await job.operation.settle(conn, known)
+        except (StillAtWork, Unprovable) as error:
+            job.fail(error)
+            held.add(job.line)
+        else:
+            settled.append(job)
+    return settled
+
+
+async def _execute(
+    conn: Connection, jobs: Sequence[Job], pool: AsyncConnectionPool[Connection]
+) -> None:
+    if not jobs:
+        return
+    opening = _opening(jobs)
+    together = [_TOGETHER, *opening] if len(jobs) > 1 else opening
+    segments = [Segment(together), *(Segment(job.statements) for job in jobs)]
+    await send_segments(conn, [segments])
+    first, *others = segments
+    if is_impossible(first.error):
+        note_impossible(pool)
+        attempt = attempt_on(conn, pool)
+        for job in jobs:
+            job.attempt = attempt
+        await _execute(conn, jobs, pool)
+    elif first.is_done or len(jobs) == 1:
+        _tell_all(conn, jobs, others)
+    else:
+        await _execute_each(conn, jobs, [_ONE_BY_ONE, *opening])
+
+
+def _opening(jobs: Sequence[Job]) -> Sequence[Statement]:
+    """What has to stand before the statements of `jobs`, if a retry may have to be kept apart."""
+    attempt = jobs[0].attempt
+    assert attempt
+    overwrites = any(job.operation.rule is Repeat.ONCE_GONE for job in jobs)
+    return attempt.opening if overwrites else ()
+
+
+async def _execute_each(
+    conn: Connection, jobs: Sequence[Job], opening: Sequence[Statement]
+) -> None:
+    """Execute each as a transaction of its own: the first one of each line, then the next.
+
+    Where one will be tried again, those behind it in its line wait for that.
+    """
+    while jobs:
+        first_of: dict[Line | None, Job] = {}
+        for job in jobs:
+            first_of.setdefault(job.line, job)
+        heads = list(first_of.values())
+        segments = [Segment([*opening, *job.statements]) for job in heads]
+        try:
+            await send_segments(conn, [[segment] for segment in segments])
+        finally:
+            _tell_all(conn, heads, segments)
+        held = {job.line for job, segment in zip(heads, segments, strict=True) if _again(segment)}
+        for job in jobs:
+            if job.line in held:
+                job.put_off()
+        jobs = [job for job in jobs if job not in heads and job.line not in held]
+
+
+def _again(segment: Segment) -> bool:
+    """Whether it will be tried again."""
+    error = segment.error
+    return isinstance(error, psycopg.errors.LockNotAvailable) or (
+        error is not None and is_transient(error)
+    )
+
+
+def _tell_all(conn: Connection, jobs: Sequence[Job], segments: Sequence[Segment]) -> None:
+    """What has become of each; nothing, where nobody knows."""
+    for job, segment in zip(jobs, segments, strict=True):
+        if segment.is_done:
+            _answer(conn, job, segment)
+        elif isinstance(segment.error, psycopg.errors.LockNotAvailable) and not job.alone:
+            job.alone = True  # where it may wait as long as it likes
+            job.put_off()
+        elif segment.error:
+            job.fail(segment.error)
+    for segment in segments:
+        if isinstance(segment.error, psycopg.errors.ReadOnlySqlTransaction):
+            raise segment.error
+
+
+def _answer(conn: Connection, job: Job, segment: Segment) -> None:
+    if not job.is_read:
+        job.answer([])
+    elif not conn.closed:
+        try:
+            rows = rows_of(conn, segment.results[-1])
+        except Exception as error:  # a loader's, of a row that is not ours
+            job.fail(error)
+        else:
+            job.answer(rows)
+
+
+def _weight(value: object) -> int:
+    """About how many bytes it has: those of the texts and bytes in it."""
+    total, left = 0, [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, bytes | str):
+            total += len(each)
+        elif isinstance(each, dict):
+            left.extend(each.values())
+        elif isinstance(each, list | tuple):
+            left.extend(each)
+    return total
+
+
+def copy_of(error: psycopg.Error) -> psycopg.Error:
+    """Another one like `error`: each of those who get it adds notes of its own."""
+    other = copy(error)
+    other.__cause__ = error.__cause__
+    other.__notes__ = [*getattr(error, "__notes__", [])]
+    return other

@@ -1,0 +1,374 @@
+"""Many operations in one round trip: what concurrent runs read and write travels together.
+
+A connection is busy for a round trip, whatever it carries. Operations that come while it is under
+way wait for the next one and share it: nothing waits when there is nothing to wait for, and the
+busier the application, the larger its batches.
+
+A batch is one transaction, and so one flush to the server's disk. If one of its operations fails
+nothing has happened; then each is sent again as a transaction of its own, and only the one at fault
+fails.
+
+The operations of a thread stand in line. They are sent in order, and while one of them is under
+way, or waits to be tried again, those behind it wait.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from time import monotonic
+from typing import Final, TypeVar
+
+import psycopg
+from psycopg.rows import DictRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from lghard.postgres.batch import LARGE, Job, copy_of, execute
+from lghard.postgres.pool import ManagedPool
+from lghard.postgres.retries import Operation, Outage
+from lghard.postgres.settling import Attempt, Connection
+from lghard.postgres.voiding import attempt_on
+
+T = TypeVar("T")
+
+CONNECTIONS: Final = 4
+"""Connections that batches use at once, at most: with more of them, batches are smaller."""
+
+QUEUE: Final = 20_000
+"""Operations that may stand in line; more of them wait outside until there is room."""
+
+QUEUE_BYTES: Final = 256_000_000
+"""Bytes that they may have together; the last one to come may exceed it."""
+
+# Operations in one batch at most.
+_MOST: Final = 64
+
+# Threads of which the last one that was read or written was large: the next one is read alone.
+_REMEMBERED: Final = 1_000
+
+# Batches after which a connection goes back to the pool, which may have something to do with it.
+_ROUNDS: Final = 50
+
+# Seconds after which a batch that is still under way does not count: another one may be sent.
+_SLOW: Final = 0.1
+
+_BATCHES: Final = "_lghard_batches"
+
+
+class Line:
+    """The operations of one thread, in order."""
+
+    __slots__ = ("is_busy", "jobs", "thread")
+
+    def __init__(self, thread: object) -> None:
+        self.thread = thread
+        self.jobs: deque[Job] = deque()
+        self.is_busy = False  # its turn has come, or some of it is under way
+
+
+class Batches:
+    """The lines of a pool.
+
+    Args:
+        pool: where connections come from.
+        connections: how many of them at once. One at least is left for those that are sent alone.
+    """
+
+    def __init__(
+        self, pool: AsyncConnectionPool[Connection], connections: int = CONNECTIONS
+    ) -> None:
+        self._pool = pool
+        self._lines: dict[object, Line] = {}
+        self._large: OrderedDict[object, None] = OrderedDict()
+        self._outside: dict[Job, tuple[object, asyncio.Future[None]]] = {}
+        self._count = 0
+        self._bytes = 0
+        in_company = max(1, min(connections, pool.max_size - 1))
+        alone = max(1, min(connections, pool.max_size - in_company))
+        self._in_company = Lane(pool, self.offer, connections=in_company, alone=False)
+        self._alone = Lane(pool, self.offer, connections=alone, alone=True)
+
+    @classmethod
+    def of(cls, pool: AsyncConnectionPool[Connection]) -> "Batches":
+        """The one that all savers of this pool share."""
+        batches: Batches | None = vars(pool).get(_BATCHES)
+        if batches is None:
+            batches = cls(pool)
+            setattr(pool, _BATCHES, batches)
+        return batches
+
+    async def run(self, job: Job, outage: Outage, thread: object) -> list[DictRow]:
+        """The rows of `job`, which is sent together with others, as often as its rule allows.
+
+        Args:
+            job: what to execute.
+            outage: of the pool.
+            thread: in whose line it stands.
+
+        Raises:
+            PoolTimeout: it could not be sent within the pool's timeout, or there was no room.
+            psycopg.Error: as on a connection of its own.
+            ForeignLoopError: the pool belongs to another event loop.
+        """
+        self._check_loop()
+        job.line = None  # of another pool, which has moved
+        try:
+            await self._enter(job, thread)
+            return await job.operation.run(partial(self._attempt, job), outage, self._pool)
+        finally:
+            self._leave(job)
+
+    async def run_in_turn(
+        self,
+        operation: Operation,
+        call: Callable[[], Awaitable[T]],
+        outage: Outage,
+        thread: object,
+    ) -> T:
+        """The result of `call`, which takes a connection of its own, when its turn has come.
+
+        Args:
+            operation: how often it is repeated.
+            call: what to execute.
+            outage: of the pool.
+            thread: in whose line it stands.
+
+        Raises:
+            PoolTimeout: its turn did not come within the deadline.
+            psycopg.Error: as without batches.
+            ForeignLoopError: the pool belongs to another event loop.
+        """
+        self._check_loop()
+        job = Job(operation, ())
+        job.turn = asyncio.get_running_loop().create_future()
+        try:
+            await self._enter(job, thread)
+            await asyncio.wait({job.turn}, timeout=operation.patience())
+            if not job.turn.done():
+                raise self._late("its turn did not come")
+            return await operation.run(call, outage, self._pool)
+        finally:
+            self._leave(job)
+
+    def _check_loop(self) -> None:
+        if isinstance(self._pool, ManagedPool):
+            self._pool._check_loop()  # before anybody there could answer to this one
+
+    async def _enter(self, job: Job, thread: object) -> None:
+        if self._has_room() and not self._outside:
+            self._admit(job, thread)
+        else:
+            await self._wait_outside(job, thread)
+
+    def _has_room(self) -> bool:
+        return self._count < QUEUE and self._bytes < QUEUE_BYTES
+
+    def _admit(self, job: Job, thread: object) -> None:
+        self._count += 1
+        self._bytes += job.size
+        job.alone = job.alone or (job.is_read and thread in self._large)
+        job.line = self._lines.get(thread) or self._lines.setdefault(thread, Line(thread))
+        job.line.jobs.append(job)
+        self.offer(job.line)
+
+    async def _wait_outside(self, job: Job, thread: object) -> None:
+        admitted = asyncio.get_running_loop().create_future()
+        self._outside[job] = thread, admitted
+        try:
+            await asyncio.wait({admitted}, timeout=job.operation.remaining())
+        finally:
+            self._outside.pop(job, None)
+        if not admitted.done():
+            raise self._late("there was no room for it within its deadline")
+
+    def _leave(self, job: Job) -> None:
+        """It is over: done, or failed, or its caller has gone."""
+        if job.line:
+            job.line.jobs.remove(job)
+            self._count -= 1
+            self._bytes -= job.size
+            self._remember(job, job.line.thread)
+            self.offer(job.line)
+        while self._outside and self._has_room():
+            next_one = next(iter(self._outside))
+            thread, admitted = self._outside.pop(next_one)
+            self._admit(next_one, thread)
+            admitted.set_result(None)
+
+    def _remember(self, job: Job, thread: object) -> None:
+        if max(job.size, job.found) >= LARGE:
+            self._large[thread] = None
+            self._large.move_to_end(thread)
+            if len(self._large) > _REMEMBERED:
+                self._large.popitem(last=False)
+        elif job.is_read:
+            self._large.pop(thread, None)
+
+    def offer(self, line: Line) -> None:
+        """Have somebody send what stands at its head, unless it is somebody's already."""
+        if line.is_busy:
+            return
+        if not line.jobs:
+            self._lines.pop(line.thread, None)
+        elif (head := line.jobs[0]).turn:
+            if not head.turn.done():
+                head.turn.set_result(None)
+        elif head.wants_to_be_sent():
+            line.is_busy = True
+            (self._alone if head.alone else self._in_company).add(line)
+
+    async def _attempt(self, job: Job) -> list[DictRow]:
+        loop = asyncio.get_running_loop()
+        job.attempt, job.done = None, loop.create_future()
+        patience = min(self._pool.timeout, job.operation.remaining())
+        job.timer = loop.call_later(patience, self._expire, job)
+        if job.line:
+            self.offer(job.line)
+        try:
+            return await job.done
+        finally:
+            job.timer.cancel()
+
+    def _expire(self, job: Job) -> None:
+        """It has waited as long as for a connection of its own, or its deadline has come."""
+        if job.wants_to_be_sent():
+            job.fail(self._late("it could not be sent"))
+        elif left := job.operation.remaining():
+            job.timer = asyncio.get_running_loop().call_later(left, self._expire, job)
+        else:
+            job.lose(psycopg.OperationalError("no answer within the deadline"))
+
+    def _late(self, reason: str) -> PoolTimeout:
+        error = PoolTimeout(
+            f"{reason}: {self._count} operations with {self._bytes / 1e6:.1f} MB are in line"
+        )
+        if isinstance(self._pool, ManagedPool):
+            self._pool.explain(error)
+        return error
+
+
+class Lane:
+    """Lines whose turn it is, and the connections that serve them.
+
+    Args:
+        pool: where connections come from.
+        offer: what to do with a line that has been served.
+        connections: how many of them at once, not counting those whose batch is slow.
+        alone: whether it is for operations that go without company.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[Connection],
+        offer: Callable[[Line], None],
+        *,
+        connections: int,
+        alone: bool,
+    ) -> None:
+        self._pool = pool
+        self._offer = offer
+        self._connections = connections
+        self._is_alone = alone
+        self._most = 1 if alone else _MOST
+        self._ready: deque[Line] = deque()
+        # Since when the batch of each is under way; None if it comes to take the next one.
+        self._senders: dict[asyncio.Task[None] | None, float | None] = {}
+
+    def add(self, line: Line) -> None:
+        """It is the turn of `line`."""
+        self._ready.append(line)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have one more sender come, unless one does already, or there are enough."""
+        if not self._ready or None in self._senders.values():
+            return
+        if self._quick() < self._connections:
+            sender = asyncio.create_task(self._send_all(), name="lghard-batches")
+            self._senders[sender] = None
+            sender.add_done_callback(self._end)
+
+    def _quick(self) -> int:
+        """Senders whose batch is not slow."""
+        now = monotonic()
+        return sum(since is None or now - since < _SLOW for since in self._senders.values())
+
+    def _end(self, sender: asyncio.Task[None]) -> None:
+        del self._senders[sender]
+        self._wake()
+
+    async def _send_all(self) -> None:
+        while self._ready and self._quick() <= self._connections:
+            try:
+                async with self._pool.connection() as conn:
+                    await self._send_some(conn)
+            except PoolTimeout:
+                self._forget()  # those who have waited too long know it
+            except psycopg.errors.ReadOnlySqlTransaction:
+                pass  # the pool knows its standbys
+            except Exception as error:  # whatever it is, those who wait are told
+                self._refuse(error)
+
+    async def _send_some(self, conn: Connection) -> None:
+        for _ in range(_ROUNDS):
+            if batch := self._take(attempt_on(conn, self._pool)):
+                await self._send(conn, batch)
+            # Not before the first one: two who yield to each other would never send anything.
+            if conn.closed or not self._ready or self._pool._waiting:
+                break
+
+    def _take(self, attempt: Attempt) -> list[Job]:
+        """The next batch: of each line, what stands at its head and may go together."""
+        batch: list[Job] = []
+        size = 0
+        while self._ready and len(batch) < self._most and size < LARGE:
+            line = self._ready.popleft()
+            taken = len(batch)
+            for job in line.jobs:
+                if len(batch) == self._most or size >= LARGE or not self._fits(job):
+                    break
+                job.attempt = attempt
+                size += job.size
+                batch.append(job)
+            if len(batch) == taken:  # they have left, or what is first now belongs elsewhere
+                self._release(line)
+        return batch
+
+    def _fits(self, job: Job) -> bool:
+        return job.wants_to_be_sent() and job.alone is self._is_alone
+
+    async def _send(self, conn: Connection, batch: Sequence[Job]) -> None:
+        lines = {job.line: None for job in batch if job.line}  # in order, each once
+        sender = asyncio.current_task()
+        self._senders[sender] = monotonic()
+        timer = asyncio.get_running_loop().call_later(_SLOW, self._wake)
+        self._wake()
+        try:
+            await execute(conn, batch, self._pool)
+        finally:
+            timer.cancel()
+            self._senders[sender] = None
+            for line in lines:
+                self._release(line)
+
+    def _release(self, line: Line) -> None:
+        line.is_busy = False
+        self._offer(line)
+
+    def _forget(self) -> None:
+        """Drop the lines that everybody has left: in a long outage there are many."""
+        for _ in range(len(self._ready)):
+            line = self._ready.popleft()
+            if line.jobs:
+                self._ready.append(line)
+            else:
+                self._release(line)
+
+    def _refuse(self, error: Exception) -> None:
+        """There will be no connection: tell all who are waiting for one."""
+        while self._ready:
+            line = self._ready.popleft()
+            for job in line.jobs:
+                if job.wants_to_be_sent():
+                    job.fail(copy_of(error) if isinstance(error, psycopg.Error) else error)
+            self._release(line)

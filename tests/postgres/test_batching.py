@@ -1,0 +1,808 @@
+"""Operations of many runs in one round trip: what each of them may expect all the same."""
+
+import asyncio
+import math
+import sys
+import threading
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+<<<<<<< HEAD
+from psycopg.rows import dict_row
+=======
+>>>>>>> model
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from lghard import (
+    ForeignLoopError,
+    HardenedAsyncPostgresSaver,
+    open_checkpointer,
+    open_pool,
+)
+from lghard.postgres import batching
+from lghard.testing import FaultProxy
+from tests.postgres.checkpoints import (
+    checkpoint,
+    config_of,
+    eventually,
+    execute,
+    put,
+    query,
+    waiting_backends,
+)
+
+LARGE = "x" * 2_000_000
+
+
+@pytest.fixture
+async def proxy(lghard_postgres):
+    async with FaultProxy(lghard_postgres.host, lghard_postgres.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Whoever writes the same channels for the second time serializes them here, not in a thread.
+
+    So what is put at once comes at once, also on a busy machine.
+    """
+    monkeypatch.setattr("lghard.postgres.serializing._QUICK", math.inf)
+
+
+@asynccontextmanager
+async def opened(conninfo, **options):
+    """A saver that has written once."""
+    async with open_checkpointer(conninfo, min_size=1, **options) as saver:
+        await put(saver, "first")
+        await put(saver, "first", text="")
+        await saver.adelete_thread("first")
+        yield saver
+
+
+@pytest.fixture
+async def saver(lghard_database, proxy):
+    """Its operations travel together, through a network that may fail."""
+    async with opened(proxy.conninfo(lghard_database), batching=True) as saver:
+        yield saver
+
+
+@pytest.fixture
+async def apart(lghard_database, proxy):
+    """The control: each operation has a connection of its own."""
+    async with opened(proxy.conninfo(lghard_database)) as saver:
+        yield saver
+
+
+async def put_many(saver, number, **channels):
+    """Checkpoints of that many threads, all at once."""
+    await asyncio.gather(*(put(saver, f"t{at}", **channels) for at in range(number)))
+
+
+NAMES = dict.fromkeys([f"t{at}" for at in range(20)], "")
+
+
+async def failures(saver, texts):
+    """What is raised when all of them are put at once, by thread."""
+    puts = (put(saver, thread, text=text) for thread, text in texts.items())
+    results = await asyncio.gather(*puts, return_exceptions=True)
+    return {
+        thread: type(result)
+        for thread, result in zip(texts, results, strict=True)
+        if isinstance(result, Exception)
+    }
+
+
+async def transactions(conninfo):
+    """How many it took to write the checkpoints."""
+    return (await query(conninfo, "SELECT count(DISTINCT xmin::text) FROM checkpoints"))[0][0]
+
+
+async def threads(conninfo):
+    return {thread for (thread,) in await query(conninfo, "SELECT thread_id FROM checkpoints")}
+
+
+# Together
+
+
+async def test_apart_each_operation_is_a_transaction(apart, lghard_database):
+    """The control: as many commits, and flushes to disk, as operations."""
+    await put_many(apart, 64)
+    assert 64 == await transactions(lghard_database)
+
+
+async def test_what_comes_at_once_is_one_transaction(saver, lghard_database):
+    """One round trip and one commit."""
+    await put_many(saver, 64)
+    assert 1 == await transactions(lghard_database)
+
+
+async def test_what_comes_meanwhile_waits_for_the_next_one(saver, proxy, lghard_database):
+    """While a connection is under way, operations gather for the next."""
+    proxy.hold_requests(containing=b"hold this")
+    held = []
+    for at in range(batching.CONNECTIONS):
+        held.append(asyncio.create_task(put(saver, f"t{at}", text="hold this")))
+        await eventually(lambda: proxy.held == len(held))
+    waiting = [asyncio.create_task(put(saver, f"u{at}")) for at in range(20)]
+    await asyncio.sleep(0)
+    proxy.release()
+    await asyncio.gather(*held, *waiting)
+    assert len(held) + 1 == await transactions(lghard_database)
+
+
+async def test_reads_ride_along(saver, proxy, lghard_database):
+    """Everybody gets his own rows, in one round trip."""
+    await put_many(saver, 20)
+    proxy.hold_requests(containing=b"channel_values")
+    reads = [saver.aget_tuple(config_of(f"t{at}")) for at in range(20)]
+    reading = asyncio.gather(*reads, put(saver, "u"), saver.aget_tuple(config_of("missing")))
+    await eventually(lambda: proxy.held)
+    assert 1 == proxy.held
+    proxy.release()
+    *found, _, nothing = await reading
+    assert nothing is None
+    assert [f"t{at}" for at in range(20)] == [
+        each.config["configurable"]["thread_id"] for each in found
+    ]
+
+
+async def test_a_batch_has_an_end(saver, lghard_database):
+    """No more than 64 operations."""
+    await put_many(saver, 100)
+    assert 2 == await transactions(lghard_database)
+
+
+async def test_four_connections_are_enough(lghard_database):
+    """However large the pool is, and however many operations there are."""
+    async with opened(lghard_database, batching=True) as saver:
+        for _ in range(10):
+            await put_many(saver, 200)
+        assert saver.conn.snapshot().size <= batching.CONNECTIONS
+
+
+async def test_one_connection_is_enough(lghard_database):
+    """What goes alone and what goes in company take turns."""
+    async with opened(lghard_database, batching=True, max_size=1, timeout=5) as saver:
+        async with saver.conn.connection():
+            small = asyncio.create_task(put(saver, "t", text=""))
+            large = asyncio.create_task(put(saver, "u", text=LARGE))
+            await eventually(lambda: saver.conn.snapshot().waiting == 2)
+        await asyncio.gather(small, large)
+    assert {"t", "u"} == await threads(lghard_database)
+
+
+# Each for itself
+
+
+async def test_who_fails_fails_alone(saver, lghard_database):
+    """What the server refuses, and what cannot even be sent, harms nobody else."""
+    texts = {**NAMES, "t7": "a\x00b", "t\x0011": "", "t\ud800": ""}
+    failed = await failures(saver, texts)
+    assert {
+        "t7": psycopg.errors.UntranslatableCharacter,
+        "t\x0011": psycopg.DataError,
+        "t\ud800": UnicodeEncodeError,
+    } == failed
+    assert {*NAMES} - {"t7"} == await threads(lghard_database)
+
+
+async def test_what_cannot_be_converted_fails_alone(saver, lghard_database):
+    """Neither JSON nor UTF-8 has it, and psycopg does not call that an error of its own."""
+    made = checkpoint()
+    results = await asyncio.gather(
+        put(saver, "t0", text=""),
+        put(saver, "t1", huge=10**5000),
+        put(saver, "t\ud800", text=""),
+        saver.aput(config_of("t3"), made, {"source": object()}, made["channel_versions"]),
+        put(saver, "t4", text=""),
+        return_exceptions=True,
+    )
+    errors = [type(each) for each in results if isinstance(each, Exception)]
+    assert [ValueError, UnicodeEncodeError, TypeError] == errors
+    assert {"t0", "t4"} == await threads(lghard_database)
+
+
+async def test_who_is_left_out_does_not_have_the_others_done_twice(saver, lghard_database):
+    """What is repeated for nothing may undo what somebody else has written since."""
+    failed = await failures(saver, {**NAMES, "t\x00": ""})
+    assert {"t\x00": psycopg.DataError} == failed
+    assert 1 == await transactions(lghard_database)
+
+
+async def test_what_cannot_be_loaded_fails_alone(saver, lghard_database):
+    """It has been written by somebody else, in a language with larger numbers."""
+    await put_many(saver, 3)
+    await execute(
+        lghard_database,
+        "UPDATE checkpoints SET metadata = jsonb_build_object('step', 10::numeric ^ 5000) "
+        "WHERE thread_id = 't1'",
+    )
+    reads = [saver.aget_tuple(config_of(f"t{at}")) for at in range(3)]
+    before, error, after = await asyncio.gather(*reads, return_exceptions=True)
+    assert isinstance(error, ValueError)
+    assert before
+    assert after
+
+
+async def test_who_fails_has_no_effect(saver, lghard_database):
+    """Its blobs came before what was refused."""
+    with pytest.raises(psycopg.errors.UntranslatableCharacter):
+        await asyncio.gather(put(saver, "t", text="a\x00b", more=[1]), put(saver, "u"))
+    await eventually(lambda: not saver.conn.snapshot().borrowed)
+    found = await query(lghard_database, "SELECT DISTINCT thread_id FROM checkpoint_blobs")
+    assert [("u",)] == found
+
+
+async def test_what_cannot_be_sent_costs_the_others_nothing(saver, lghard_database):
+    """They are executed once, and together."""
+    assert ["t\x0011"] == [*await failures(saver, {**NAMES, "t\x0011": ""})]
+    assert 1 == await transactions(lghard_database)
+
+
+async def test_who_waits_for_a_lock_waits_alone(saver, lghard_database):
+    """Its neighbours of the same batch, and those that come later, do not wait with it."""
+    await put(saver, "t3")
+    async with await AsyncConnection.connect(lghard_database) as other:
+        await other.execute("SELECT FROM checkpoints WHERE thread_id = 't3' FOR UPDATE")
+        writing = [asyncio.create_task(put(saver, f"t{at}")) for at in range(10)]
+        blocked = writing.pop(3)
+        await asyncio.gather(*writing)
+        await put_many(saver, 3)
+        await waiting_backends(lghard_database, 1)
+        assert not blocked.done()
+    await blocked
+
+
+async def test_who_waits_for_a_lock_from_the_start(lghard_database):
+    """As many of them as there are connections for batches, and still others are sent."""
+    async with open_checkpointer(lghard_database, batching=True, min_size=1) as saver:
+        names = [f"locked {at}" for at in range(batching.CONNECTIONS)]
+        for name in names:
+            await put(saver, name)
+        async with await AsyncConnection.connect(lghard_database) as other:
+            await other.execute("SELECT FROM checkpoints FOR UPDATE")
+            blocked = []
+            for name in names:
+                blocked.append(asyncio.create_task(put(saver, name)))
+                await waiting_backends(lghard_database, len(blocked))
+            await put(saver, "t")
+            assert not any(each.done() for each in blocked)
+        await asyncio.gather(*blocked)
+
+
+async def test_what_is_large_goes_alone(saver, proxy):
+    """Small ones do not wait until it has passed."""
+    await put(saver, "t")
+    proxy.hold_requests(containing=b"x" * 1000)
+    large = asyncio.create_task(put(saver, "large", text=LARGE))
+    await eventually(lambda: proxy.held)
+    await put_many(saver, 20)
+    assert not large.done()
+    proxy.release()
+    await large
+
+
+async def test_what_was_large_is_read_alone(saver, proxy):
+    """A thread that was large is expected to be so again."""
+    await put(saver, "large", text=LARGE)
+    await put(saver, "t")
+    proxy.hold_requests(containing=b"channel_values")
+    reads = [saver.aget_tuple(config_of(thread)) for thread in ("t", "large", "u")]
+    reading = asyncio.gather(*reads)
+    await eventually(lambda: proxy.held == 2)
+    proxy.release()
+    assert LARGE == (await reading)[1].checkpoint["channel_values"]["text"]
+
+
+# In order
+
+
+async def overtaken(saver, proxy, conninfo):
+    """Whose value stands, when the connection of the first of two writers is lost."""
+    await put(saver, "t", value=["before"])
+    proxy.hold_requests(1, containing=b"first")
+    first = asyncio.create_task(put(saver, "t", value=["first"]))
+    await eventually(lambda: proxy.held)
+    second = asyncio.create_task(put(saver, "t", value=["second"], number=1))
+    await asyncio.wait({second}, timeout=0.3)
+    ended = second.done()
+    proxy.release()
+    await asyncio.gather(first, second)
+    return ended
+
+
+async def test_apart_the_second_may_overtake_the_first(apart, proxy, lghard_database):
+    """The control: each has a connection."""
+    assert await overtaken(apart, proxy, lghard_database)
+
+
+async def test_the_second_does_not_overtake_the_first(saver, proxy, lghard_database):
+    """Those of one thread are sent in order, and never on two connections."""
+    assert not await overtaken(saver, proxy, lghard_database)
+
+
+async def test_nor_when_the_first_has_to_be_repeated(saver, proxy, lghard_database):
+    """The last one to come is the one that stands."""
+    await put(saver, "t")
+    proxy.lose_responses(1, containing=b"first")
+    proxy.hold_requests(1, containing=b"pg_terminate_backend")
+    first = asyncio.create_task(put(saver, "t", text="first"))
+    await eventually(lambda: proxy.held)
+    second = asyncio.create_task(put(saver, "t", text="second"))
+    neighbour = asyncio.create_task(put(saver, "u"))
+    await neighbour
+    assert not second.done()
+    proxy.release()
+    await asyncio.gather(first, second)
+    found = await saver.aget_tuple(config_of("t"))
+    assert "second" == found.checkpoint["channel_values"]["text"]
+
+
+async def in_the_way_of_the_first(conninfo, what):
+    """Before a checkpoint with the text "first" is updated, `what` is done."""
+    await execute(
+        conninfo,
+        "CREATE SEQUENCE attempts",
+        "CREATE FUNCTION obstacle() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        f"BEGIN {what}; RETURN NEW; END $$",
+        "CREATE TRIGGER obstacle BEFORE UPDATE ON checkpoints "
+        "FOR EACH ROW WHEN (NEW.checkpoint ->> 'channel_values' LIKE '%first%') "
+        "EXECUTE FUNCTION obstacle()",
+    )
+
+
+async def test_nor_when_the_first_waits_for_a_lock(saver, lghard_database):
+    """The second one does not need it."""
+    await put(saver, "t")
+    await in_the_way_of_the_first(lghard_database, "PERFORM pg_advisory_xact_lock(1)")
+    async with await AsyncConnection.connect(lghard_database) as other:
+        await other.execute("SELECT pg_advisory_xact_lock(1)")
+        first = asyncio.create_task(put(saver, "t", text="first"))
+        second = asyncio.create_task(put(saver, "t", text="second"))
+        await put(saver, "u", text="")
+        await waiting_backends(lghard_database, 1)
+        assert not second.done()
+    await asyncio.gather(first, second)
+    found = await saver.aget_tuple(config_of("t"))
+    assert "second" == found.checkpoint["channel_values"]["text"]
+
+
+async def test_nor_when_the_first_meets_a_conflict(saver, lghard_database):
+    """It is repeated, and the second one would have gone through."""
+    await put(saver, "t")
+    await in_the_way_of_the_first(
+        lghard_database,
+        "IF nextval('attempts') <= 2 THEN RAISE serialization_failure; END IF",
+    )
+    await asyncio.gather(*(put(saver, "t", text=text) for text in ("zeroth", "first", "second")))
+    assert [(3,)] == await query(lghard_database, "SELECT last_value FROM attempts")
+    found = await saver.aget_tuple(config_of("t"))
+    assert "second" == found.checkpoint["channel_values"]["text"]
+
+
+async def test_nor_when_the_first_may_be_at_work_still(lghard_database, proxy):
+    """Its first backend has to go before it is repeated; what would be sent with it waits, too."""
+    conninfo = proxy.conninfo(lghard_database)
+    async with opened(conninfo, batching=True, attempt_timeout=0.2) as saver:
+        await put(saver, "t")
+        proxy.hold_requests(1, containing=b"first")
+        first = asyncio.create_task(put(saver, "t", text="first"))
+        await eventually(lambda: proxy.held)
+        second = asyncio.create_task(saver.aget_tuple(config_of("t")))
+        await asyncio.gather(first, second)
+        proxy.release()
+    assert "first" == second.result().checkpoint["channel_values"]["text"]
+
+
+async def test_a_deletion_has_its_turn(saver, proxy, lghard_database):
+    """It is no part of a batch, and yet comes behind what was there before, and before the rest."""
+    await put(saver, "t")
+    proxy.hold_requests(1, containing=b"hold this")
+    first = asyncio.create_task(put(saver, "t", text="hold this"))
+    await eventually(lambda: proxy.held)
+    deletion = asyncio.create_task(saver.adelete_thread("t"))
+    second = asyncio.create_task(put(saver, "t", 2))
+    await asyncio.wait({deletion, second}, timeout=0.3)
+    assert not any(each.done() for each in (deletion, second))
+    proxy.release()
+    await asyncio.gather(first, deletion, second)
+    found = await query(lghard_database, "SELECT checkpoint_id FROM checkpoints")
+    assert [(checkpoint(2)["id"],)] == found
+
+
+async def test_a_deletion_whose_turn_does_not_come(saver, proxy):
+    """It ends at its deadline, and those behind it have theirs."""
+    proxy.hold_requests(1, containing=b"hold this")
+    first = asyncio.create_task(put(saver, "t", text="hold this"))
+    await eventually(lambda: proxy.held)
+    impatient = HardenedAsyncPostgresSaver(saver.conn, batching=True, deadline=0.1)
+    with pytest.raises(PoolTimeout, match="its turn did not come"):
+        await impatient.adelete_thread("t")
+    second = asyncio.create_task(put(saver, "t", 2))
+    proxy.release()
+    await asyncio.gather(first, second)
+
+
+async def test_who_is_let_in_comes_before_who_comes_then(lghard_database, monkeypatch):
+    """Who waits outside keeps his place."""
+    monkeypatch.setattr(batching, "QUEUE", 1)
+    async with opened(lghard_database, batching=True) as saver:
+
+        async def first_and_third():
+            await put(saver, "t", text="first")
+            await put(saver, "t", text="third")
+
+        await asyncio.gather(first_and_third(), put(saver, "t", text="second"))
+        found = await saver.aget_tuple(config_of("t"))
+    assert "third" == found.checkpoint["channel_values"]["text"]
+
+
+# When the connection is lost
+
+
+async def test_a_lost_batch_is_sent_again(saver, proxy, lghard_database, caplog):
+    """All of it, and it is done once."""
+    await put(saver, "u")
+    proxy.lose_responses()
+    await put_many(saver, 50)
+    assert 51 == len(await threads(lghard_database))
+    assert 1 == sum("lost the database" in each.getMessage() for each in caplog.records)
+
+
+async def test_a_batch_that_was_cut_is_sent_again(saver, proxy, lghard_database):
+    """In the middle of what goes up."""
+    await put(saver, "u")
+    proxy.cut_after(5_000, "up")
+    await put_many(saver, 50)
+    assert 51 == len(await threads(lghard_database))
+
+
+async def test_what_failed_alone_is_not_lost_with_the_others(saver, lghard_database):
+    """A batch fails, is sent again in parts, and half of those are lost."""
+    await execute(
+        lghard_database,
+        "CREATE SEQUENCE attempts",
+        "CREATE FUNCTION end_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF nextval('attempts') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; "
+        "RETURN NEW; END $$",
+        "CREATE TRIGGER end_it BEFORE INSERT ON checkpoints "
+        "FOR EACH ROW WHEN (NEW.thread_id = 't12') EXECUTE FUNCTION end_it()",
+    )
+    failed = await failures(saver, {**NAMES, "t7": "a\x00b"})
+    assert {"t7": psycopg.errors.UntranslatableCharacter} == failed
+    assert {*NAMES} - {"t7"} == await threads(lghard_database)
+    attempts = await query(lghard_database, "SELECT last_value FROM attempts")
+    assert [(2,)] == attempts
+
+
+async def test_what_is_done_is_committed(lghard_database, proxy):
+    """Also on a pool that is not in autocommit mode, where asking for a lost backend begins one."""
+    async with AsyncConnectionPool(proxy.conninfo(lghard_database), open=False) as pool:
+        await pool.wait()
+        saver = HardenedAsyncPostgresSaver(pool, batching=True)
+        await put(saver, "t")
+        proxy.hold_requests(containing=b"COMMIT")
+        proxy.lose_responses()
+        writing = asyncio.create_task(put(saver, "u"))
+        await eventually(lambda: proxy.held)
+        await asyncio.wait({writing}, timeout=0.1)
+        assert not writing.done()
+        proxy.release()
+        await writing
+
+
+async def test_what_has_become_a_standby_is_left(lghard_database):
+    """The pool hears of it, replaces the connection, and the batch is sent again."""
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        async with saver.conn.connection() as conn:
+            await conn.execute("SET default_transaction_read_only = on")
+        await put_many(saver, 20)
+        assert {"read-only": 1} == saver.conn.snapshot().evictions
+    assert {*NAMES} == await threads(lghard_database)
+
+
+async def test_without_a_connection_all_are_told(lghard_database):
+    """After the pool's timeout, and what to do about it."""
+    async with (
+        open_checkpointer(lghard_database, batching=True, max_size=1, timeout=0.2) as saver,
+        saver.conn.connection(),
+    ):
+        results = await asyncio.gather(
+            *(put(saver, f"t{at}") for at in range(5)), return_exceptions=True
+        )
+    assert [PoolTimeout] * 5 == [type(each) for each in results]
+    assert all(any("raise max_size" in note for note in each.__notes__) for each in results)
+
+
+# When a caller goes
+
+
+async def test_cancelled_before_it_is_sent(lghard_database):
+    """Nothing is sent."""
+    async with open_checkpointer(lghard_database, batching=True, max_size=1) as saver:
+        async with saver.conn.connection():
+            puts = [asyncio.create_task(put(saver, f"t{at}")) for at in range(3)]
+            await asyncio.sleep(0.05)
+            puts[1].cancel()
+            await asyncio.wait({puts[1]})
+        await asyncio.gather(puts[0], puts[2])
+    assert {"t0", "t2"} == await threads(lghard_database)
+
+
+async def test_cancelled_under_way(saver, proxy, lghard_database):
+    """It is done all the same, and its neighbours notice nothing."""
+    proxy.hold_requests(containing=b"hold this")
+    puts = [asyncio.create_task(put(saver, f"t{at}", text="hold this")) for at in range(3)]
+    await eventually(lambda: proxy.held)
+    puts[1].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await puts[1]
+    proxy.release()
+    await asyncio.gather(puts[0], puts[2])
+    assert {"t0", "t1", "t2"} == await threads(lghard_database)
+
+
+async def test_who_follows_one_that_was_cancelled_under_way_waits_for_it(saver, proxy):
+    """Or the value that nobody wanted any more might be the last."""
+    await put(saver, "t")
+    proxy.hold_requests(1, containing=b"first")
+    first = asyncio.create_task(put(saver, "t", text="first"))
+    await eventually(lambda: proxy.held)
+    first.cancel()
+    await asyncio.wait({first})
+    second = asyncio.create_task(put(saver, "t", text="second"))
+    await put(saver, "u")
+    assert not second.done()
+    proxy.release()
+    await second
+    found = await saver.aget_tuple(config_of("t"))
+    assert "second" == found.checkpoint["channel_values"]["text"]
+
+
+async def test_closing_waits_for_what_is_under_way(lghard_database, proxy):
+    """Also where its caller has gone."""
+    conninfo = proxy.conninfo(lghard_database)
+    async with opened(conninfo, batching=True) as saver:
+        proxy.hold_requests(containing=b"hold this")
+        writing = asyncio.create_task(put(saver, "t", text="hold this"))
+        await eventually(lambda: proxy.held)
+        writing.cancel()
+        await asyncio.wait({writing})
+        asyncio.get_running_loop().call_later(0.1, proxy.release)
+    assert {"t"} == await threads(lghard_database)
+
+
+async def test_after_closing_all_are_refused(lghard_database):
+    """As without batches."""
+    async with open_checkpointer(lghard_database, batching=True) as saver:
+        pass
+    with pytest.raises(PoolClosed):
+        await put(saver, "t")
+
+
+async def test_who_cancels_the_senders_loses_nothing(saver, proxy, lghard_database):
+    """As `asyncio.run` does at the end, but here the callers go on."""
+    proxy.hold_requests(1, containing=b"hold this")
+    puts = [asyncio.create_task(put(saver, f"t{at}", text="hold this")) for at in range(3)]
+    await eventually(lambda: proxy.held)
+    senders = [task for task in asyncio.all_tasks() if task.get_name() == "lghard-batches"]
+    assert senders
+    for task in senders:
+        task.cancel()
+    await asyncio.wait(senders)
+    proxy.release()
+    await asyncio.gather(*puts)
+    assert {"t0", "t1", "t2"} == await threads(lghard_database)
+
+
+# Bounds
+
+
+async def test_there_is_room_for_so_many_operations(lghard_database, monkeypatch):
+    """The others wait outside, and come in when there is room."""
+    monkeypatch.setattr(batching, "QUEUE", 10)
+    async with open_checkpointer(lghard_database, batching=True, max_size=1) as saver:
+        async with saver.conn.connection() as conn:
+            puts = [asyncio.create_task(put(saver, f"t{at}")) for at in range(30)]
+            lines = batching.Batches.of(saver.conn)
+            await eventually(lambda: len(lines._outside) == 20)
+            assert 10 == lines._count
+            assert conn
+        await asyncio.gather(*puts)
+        assert [0, 0, 0] == [lines._count, lines._bytes, len(lines._lines)]
+    assert 30 == len(await threads(lghard_database))
+
+
+async def test_no_more_come_in_than_there_is_room_for(lghard_database, monkeypatch):
+    """Those who come in take their room before the next one is asked."""
+    monkeypatch.setattr(batching, "QUEUE", 10)
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        lines = batching.Batches.of(saver.conn)
+        async with saver.conn.connection():
+            puts = [asyncio.create_task(put(saver, f"t{at}", text="")) for at in range(100)]
+            await eventually(lambda: len(lines._outside) == 90)
+        inside = []
+        for each in puts:
+            each.add_done_callback(lambda _: inside.append(lines._count))
+        await asyncio.gather(*puts)
+    assert 10 == max(inside)
+
+
+async def test_who_goes_as_it_comes_in_makes_room(lghard_database, monkeypatch):
+    """For the one behind it."""
+    monkeypatch.setattr(batching, "QUEUE", 1)
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        lines = batching.Batches.of(saver.conn)
+        async with saver.conn.connection():
+            puts = [asyncio.create_task(put(saver, f"t{at}", text="")) for at in range(3)]
+            await eventually(lambda: len(lines._outside) == 2)
+            admitted = next(iter(lines._outside.values()))[1]
+            admitted.add_done_callback(lambda _: puts[1].cancel())
+            puts[0].cancel()
+            await asyncio.wait(puts[:2])
+        await puts[2]
+        assert [0, 0, 0] == [lines._count, lines._bytes, len(lines._lines)]
+    assert {"t2"} == await threads(lghard_database)
+
+
+async def test_what_is_no_thread_id_leaves_nothing_behind(saver):
+    """Nobody can look for it in a dictionary, and it takes no room afterwards."""
+    assert await saver.aget_tuple(config_of(["t"])) is None
+    assert 0 == batching.Batches.of(saver.conn)._count
+
+
+async def test_there_is_room_for_so_many_bytes(lghard_database, monkeypatch):
+    """The last one in may exceed it."""
+    monkeypatch.setattr(batching, "QUEUE_BYTES", 3_000_000)
+    async with opened(lghard_database, batching=True, max_size=1) as saver:
+        impatient = HardenedAsyncPostgresSaver(saver.conn, batching=True, deadline=0.1)
+        async with saver.conn.connection():
+            first = [asyncio.create_task(put(saver, f"t{at}", text=LARGE)) for at in range(2)]
+            await asyncio.sleep(0)
+            with pytest.raises(PoolTimeout, match=r"no room .* 2 operations with 4.0 MB"):
+                await put(impatient, "u")
+        await asyncio.gather(*first)
+
+
+async def test_an_outage_leaves_no_lines_behind(lghard_database):
+    """However many threads have given up meanwhile."""
+    async with (
+        open_checkpointer(lghard_database, batching=True, max_size=1, timeout=0.1) as saver,
+        saver.conn.connection(),
+    ):
+        lines = batching.Batches.of(saver.conn)
+        puts = (put(saver, f"t{at}") for at in range(100))
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        assert {PoolTimeout} == {type(each) for each in results}
+        await eventually(lambda: not lines._lines)
+
+
+# Everywhere
+
+
+async def test_without_autocommit(lghard_database, proxy):
+    """What is done is committed, also where a lost attempt had to be settled first."""
+    async with opened(lghard_database):
+        pass
+    conninfo = proxy.conninfo(lghard_database)
+    async with AsyncConnectionPool(conninfo, min_size=1, kwargs={"row_factory": dict_row}) as pool:
+        saver = HardenedAsyncPostgresSaver(pool, batching=True)
+        await put(saver, "t", text="")
+        proxy.lose_responses(1, containing=b"lost")
+        proxy.hold_requests(1, containing=b"lost")
+        first = asyncio.create_task(put(saver, "t", text="lost"))
+        await eventually(lambda: proxy.held)
+        second = asyncio.create_task(put(saver, "t", text="a\x00b"))
+        await asyncio.sleep(0)
+        proxy.release()
+        await first
+        with pytest.raises(psycopg.errors.UntranslatableCharacter):
+            await second
+    found = await query(
+        lghard_database, "SELECT checkpoint -> 'channel_values' ->> 'text' FROM checkpoints"
+    )
+    assert [("lost",)] == found
+
+
+async def test_behind_a_pooler(lghard_database, lghard_pgbouncer):
+    """In transaction mode, nothing is prepared."""
+    conninfo = lghard_pgbouncer.conninfo(lghard_database)
+    async with open_checkpointer(conninfo, batching=True) as saver:
+        await put_many(saver, 100)
+        found = await asyncio.gather(*(saver.aget_tuple(config_of(f"t{at}")) for at in range(100)))
+    assert all(found)
+    assert await transactions(lghard_database) < 10
+
+
+async def test_from_another_event_loop(lghard_database):
+    """Their operations travel together, too."""
+
+    async def in_a_loop_of_its_own(name):
+        async with open_checkpointer(lghard_database, batching=True, min_size=1) as saver:
+            await asyncio.gather(*(put(saver, f"{name} {at}") for at in range(20)))
+
+    loops = [
+        threading.Thread(target=asyncio.run, args=(in_a_loop_of_its_own(name),)) for name in "abc"
+    ]
+    for loop in loops:
+        loop.start()
+    for loop in loops:
+        await asyncio.to_thread(loop.join)
+    assert 60 == len(await threads(lghard_database))
+
+
+async def test_in_an_event_loop_that_is_not_the_pools(lghard_database):
+    """It is refused at once, and nothing stays in line."""
+    async with open_pool(lghard_database, min_size=1) as pool:
+
+        async def elsewhere():
+            await put(HardenedAsyncPostgresSaver(pool, batching=True), "t")
+
+        with pytest.raises(ForeignLoopError):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+        assert 0 == batching.Batches.of(pool)._count
+
+
+async def test_a_pool_that_fails_in_its_own_way(saver, monkeypatch):
+    """Whoever waits for a connection is told."""
+
+    def connection():
+        raise LookupError("there is no such database")
+
+    monkeypatch.setattr(saver.conn, "connection", connection)
+    results = await asyncio.gather(
+        *(put(saver, f"t{at}") for at in range(3)), return_exceptions=True
+    )
+    assert [LookupError] * 3 == [type(each) for each in results]
+
+
+async def test_without_pipelines(lghard_database, monkeypatch):
+    """An old libpq sends one operation at a time."""
+    monkeypatch.setattr("psycopg.Capabilities.has_pipeline", lambda self: False)
+    async with opened(lghard_database, batching=True) as saver:
+        assert not saver.batching
+        await put_many(saver, 10)
+    assert 10 == await transactions(lghard_database)
+
+
+WRITER = """
+import asyncio, sys
+from lghard import (
+    ForeignLoopError,
+    HardenedAsyncPostgresSaver,
+    open_checkpointer,
+    open_pool,
+)
+from tests.postgres.checkpoints import put
+
+async def main():
+    async with open_checkpointer(sys.argv[1], setup=False, batching=True, min_size=1) as saver:
+        for number in range(1, 10_000):
+            puts = (put(saver, f"t{at}", number, a=[number], b=[number]) for at in range(50))
+            await asyncio.gather(*puts)
+            print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_crash_leaves_whole_operations(lghard_database):
+    """Every checkpoint has its blobs, and every blob its checkpoint."""
+    writer = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WRITER, lghard_database), stdout=asyncio.subprocess.PIPE
+    )
+    while int(await writer.stdout.readline()) < 5:
+        pass
+    writer.kill()
+    await writer.communicate()
+    counted = await query(
+        lghard_database,
+        "SELECT (SELECT count(*) FROM checkpoints), (SELECT count(*) FROM checkpoint_blobs), "
+        "count(*) FROM checkpoints AS c JOIN checkpoint_blobs AS b USING (thread_id) "
+        "WHERE c.checkpoint -> 'channel_versions' ->> b.channel = b.version",
+    )
+    (checkpoints, blobs, matching) = counted[0]
+    assert checkpoints >= 250
+    assert (2 * checkpoints, 2 * checkpoints) == (blobs, matching)
