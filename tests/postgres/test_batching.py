@@ -9,10 +9,7 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 from psycopg import AsyncConnection
-<<<<<<< HEAD
 from psycopg.rows import dict_row
-=======
->>>>>>> model
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from lghard import (
