@@ -1,11 +1,13 @@
 """LangGraph's own contract of a checkpointer, as its conformance suite tests it."""
 
+import pytest
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.conformance.capabilities import Capability
 
 from lghard import open_checkpointer
 
 
+@pytest.mark.usefixtures("batching")
 async def test_every_capability_passes_langgraphs_conformance_suite(lghard_database):
     """Every capability that the suite knows is detected, and passes."""
 

@@ -67,6 +67,7 @@ async def test_upstreams_single_connection_is_lost_for_good(lghard_postgres, lgh
                 await put(saver, "t")
 
 
+@pytest.mark.usefixtures("batching")
 async def test_the_same_call_makes_a_checkpointer_that_reconnects(lghard_postgres, lghard_database):
     """Not even the first operation after the loss fails."""
     async with HardenedAsyncPostgresSaver.from_conn_string(lghard_database) as saver:
@@ -93,6 +94,7 @@ async def test_upstream_mixes_up_those_who_share_a_connection(lghard_database):
     assert await eventually(lambda: errors_on_one_connection(lghard_database))
 
 
+@pytest.mark.usefixtures("batching")
 async def test_those_who_share_a_pool_do_not_meet(lghard_database):
     """Each operation has a connection of its own."""
     async with open_pool(lghard_database) as pool:
@@ -150,6 +152,7 @@ async def test_upstream_writes_to_a_connection_that_has_ended(
     assert "discarding closed connection" in caplog.text
 
 
+@pytest.mark.usefixtures("batching")
 @pytest.mark.parametrize("how", ENDS)
 async def test_a_connection_that_has_ended_is_not_used(tls_postgres, proxy, over_tls, caplog, how):
     """The next checkpoint goes over another one, and nothing has to be repeated."""
@@ -173,6 +176,7 @@ async def test_upstream_loses_a_batch_that_is_cut(proxy, over_tls, direction, re
             await put(saver, "t", 2, text=["x" * 500_000])
 
 
+@pytest.mark.usefixtures("batching")
 @pytest.mark.parametrize(("direction", "reset"), CUTS)
 async def test_a_batch_that_is_cut_is_sent_again(proxy, over_tls, direction, reset):
     """All of it, over another connection."""
@@ -259,6 +263,7 @@ async def test_upstreams_pool_is_replaced_under_its_users(lghard_postgres, lghar
             await put(saver, "t")
 
 
+@pytest.mark.usefixtures("batching")
 async def test_a_pool_is_mended_in_its_place(lghard_own_postgres):
     """Whoever was given it before the outage can use it afterwards."""
     server = lghard_own_postgres

@@ -73,6 +73,7 @@ async def test_upstreams_late_write_brings_a_thread_back(upstream, lghard_databa
     assert await stored(lghard_database)
 
 
+@pytest.mark.usefixtures("batching")
 @pytest.mark.parametrize("delete", DELETES)
 @pytest.mark.parametrize("late", LATE)
 async def test_a_late_write_is_refused(saver, lghard_database, late, delete):
@@ -95,6 +96,7 @@ async def test_a_late_copy_is_refused(saver, lghard_database):
     assert await saver.aget_tuple(config_of("another"))
 
 
+@pytest.mark.usefixtures("batching")
 async def test_other_threads_go_on(saver):
     """The fence stands around the one that was deleted."""
     await saver.adelete_thread("t")
@@ -255,6 +257,7 @@ async def test_a_role_that_may_not_put_up_the_fence(lghard_database):
         admin.execute(f"DROP ROLE {role}")
 
 
+@pytest.mark.usefixtures("batching")
 async def test_from_several_event_loops(lghard_database):
     """The connections are in a thread of their own then, and errors come back from there."""
 

@@ -159,6 +159,7 @@ async def test_upstream_has_a_pool_for_each_loop(
             await loop.submit(pool.close())
 
 
+@pytest.mark.usefixtures("batching")
 async def test_many_loops_stay_within_one_budget(
     conninfo: str, backends: Callable[[], int]
 ) -> None:
@@ -266,6 +267,7 @@ async def test_opened_again_after_all_have_left(conninfo: str) -> None:
 # Moving
 
 
+@pytest.mark.usefixtures("batching")
 async def test_nothing_is_lost_by_moving(conninfo: str) -> None:
     """The first loop is in the middle of its work when the second one comes."""
     loops = [Loop(conninfo), Loop(conninfo)]
@@ -358,6 +360,7 @@ async def test_a_loop_that_was_blocked_makes_no_new_connections(conninfo: str) -
         await loops[0].submit(native.putconn(lent))
 
 
+@pytest.mark.usefixtures("batching")
 @pytest.mark.parametrize("borrowed", [BUDGET - 1, BUDGET])
 async def test_a_loop_ends_while_its_connections_move(
     borrowed: int, conninfo: str, monkeypatch: pytest.MonkeyPatch
@@ -499,6 +502,7 @@ async def test_who_cannot_open_while_connections_move_hears_why(
     assert "refused" in str(caught.value.__cause__)
 
 
+@pytest.mark.usefixtures("batching")
 @pytest.mark.parametrize("operation", ["aget_tuple", "adelete_thread"])
 async def test_nothing_waits_for_connections_that_move_beyond_its_deadline(
     operation: str, proxy: FaultProxy, breakable_postgres: TemporaryPostgres
@@ -521,6 +525,7 @@ async def shaky(lghard_postgres: TemporaryPostgres) -> AsyncIterator[FaultProxy]
         yield proxy
 
 
+@pytest.mark.usefixtures("batching")
 @pytest.mark.parametrize(("arrives", "stands"), [(True, "newer"), (False, "old")])
 async def test_a_write_that_moves_remembers_what_it_has_lost(
     arrives: bool,
@@ -602,6 +607,7 @@ async def length_of_refusal(saver: Any) -> int:
 # Loops that block or end
 
 
+@pytest.mark.usefixtures("batching")
 async def test_a_blocked_loop_stalls_nobody(conninfo: str) -> None:
     """While it is blocked, all others do all of their work."""
     async with entered(LOOPS, conninfo) as loops:
@@ -612,6 +618,7 @@ async def test_a_blocked_loop_stalls_nobody(conninfo: str) -> None:
         assert TURNS == await loops[0].turns("t")
 
 
+@pytest.mark.usefixtures("batching")
 async def test_the_first_loop_ends_while_others_go_on(conninfo: str) -> None:
     """It is closed in the middle of its work, without leaving, and breaks nobody's."""
     async with entered(LOOPS, conninfo) as loops:
@@ -679,6 +686,7 @@ def checkpoint_number(found: Any) -> int:
     return int(found.checkpoint["id"][-12:])
 
 
+@pytest.mark.usefixtures("batching")
 async def test_cancellation_does_not_wait_for_a_thread_that_hangs(
     conninfo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -693,6 +701,7 @@ async def test_cancellation_does_not_wait_for_a_thread_that_hangs(
                 await putting
 
 
+@pytest.mark.usefixtures("batching")
 async def test_a_deadline_holds_though_the_thread_hangs(
     conninfo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ async def test_upstream_fails_behind_a_pooler(pooled):
     assert {psycopg.errors.DuplicatePreparedStatement} <= set(map(type, errors))
 
 
+@pytest.mark.usefixtures("batching")
 async def test_a_pooler_needs_no_setting(pooled):
     """All operations succeed with nothing but the conninfo."""
     async with open_checkpointer(pooled) as saver:
@@ -87,6 +88,7 @@ async def test_a_pooler_can_be_told(lghard_database, pooler, expected):
         assert expected is (conn.prepare_threshold is None)
 
 
+@pytest.mark.usefixtures("batching")
 async def test_a_restarted_pooler(lghard_postgres, lghard_database):
     """Idle connections are replaced, and an operation waits while it is away; upstream's fails."""
     with temporary_pgbouncer(lghard_postgres) as pooler:

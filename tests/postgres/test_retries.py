@@ -32,6 +32,8 @@ from tests.postgres.checkpoints import (
     waiting_backend,
 )
 
+pytestmark = pytest.mark.usefixtures("batching")
+
 
 @pytest.fixture
 async def proxy(lghard_postgres):
@@ -425,6 +427,7 @@ IN_FLIGHT = ["aget_tuple", "aput", "adelete_thread"]
 """An operation for each way of talking to the server: one statement, one message, a transaction."""
 
 
+@pytest.mark.alone("together with others, what has been sent is waited for")
 @pytest.mark.parametrize("name", IN_FLIGHT)
 async def test_cancelled_while_the_network_is_silent(saver, proxy, name):
     """It ends soon; psycopg would ask an unreachable server for ten seconds to cancel."""
@@ -462,6 +465,7 @@ async def test_a_large_task_gets_more_time_at_the_next_attempt(lghard_database):
         assert await saver.aget_tuple(config_of("t"))
 
 
+@pytest.mark.alone("it is never sent together with others")
 @pytest.mark.parametrize("name", sorted(savers(LONG)))
 async def test_long_work_is_not_cut_off(lghard_database, name, caplog):
     """How long it takes depends on how much there is, and attempt_timeout does not know that."""
@@ -495,6 +499,7 @@ async def committing(lghard_database, proxy):
         yield saver
 
 
+@pytest.mark.alone("what is sent together needs no COMMIT")
 async def test_a_commit_is_bounded(committing, proxy):
     """It is a part of the attempt, so a server that does not answer it is given up, too."""
     proxy.hold_requests(containing=b"COMMIT")
@@ -578,6 +583,7 @@ async def test_an_outage_that_outlives_an_operation_hides_no_later_one(saver, pr
     assert ["WARNING", "WARNING", "INFO"] == lines(caplog)
 
 
+@pytest.mark.alone("it counts attempts, and those of one thread stand in line")
 async def test_one_outage_is_two_lines(saver, proxy, caplog):
     """However many operations are in it."""
     caplog.set_level(logging.INFO, "lghard.postgres")
@@ -621,12 +627,14 @@ async def outage(saver, proxy, is_over):
     return lost
 
 
+@pytest.mark.alone("it counts attempts, and those of one thread stand in line")
 async def test_without_a_budget_an_outage_is_made_worse(saver, proxy, monkeypatch):
     """The control: with nothing but a back-off, every operation tries again and again."""
     monkeypatch.setattr(saver._outage.budget, "_take", lambda: 0.0)
     await outage(saver, proxy, lambda: proxy.lost > 1.5 * CROWD)
 
 
+@pytest.mark.alone("it counts attempts, and those of one thread stand in line")
 async def test_an_outage_is_not_made_worse(saver, proxy):
     """A tenth more attempts than operations, at most, and all succeed when it is over."""
     ends_at = monotonic() + 2.0
@@ -634,6 +642,7 @@ async def test_an_outage_is_not_made_worse(saver, proxy):
     assert CROWD < lost <= 1.1 * CROWD
 
 
+@pytest.mark.alone("it counts attempts, and those of one thread stand in line")
 async def test_the_end_of_an_outage_lets_everybody_go(saver, proxy):
     """One operation finds it, and none is left waiting for its turn."""
     await outage(saver, proxy, lambda: True)

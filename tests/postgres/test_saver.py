@@ -24,6 +24,9 @@ from tests.postgres.checkpoints import (
     waiting_backend,
 )
 
+pytestmark = pytest.mark.usefixtures("batching")
+
+
 TABLES = {
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, "
     "metadata",
@@ -355,6 +358,7 @@ async def test_a_large_checkpoint(saver):
     assert 20_000_000 == len(found.checkpoint["channel_values"]["blob"][0])
 
 
+@pytest.mark.alone("together with others, what has been sent is done")
 async def test_cancelled_in_a_write(saver, lghard_database):
     """The connection is usable again, and the rows are all there or none."""
     await put(saver, "t")

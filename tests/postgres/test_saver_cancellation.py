@@ -140,6 +140,7 @@ async def test_upstream_deletes_half_a_thread(trial):
     gc.collect()
 
 
+@pytest.mark.usefixtures("batching")
 @pytest.mark.parametrize("latency", [0.0, 0.003], ids=["fast", "slow"])
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_cancelled(trial, caplog, name, latency):
@@ -152,6 +153,7 @@ async def test_cancelled(trial, caplog, name, latency):
     assert [] == caplog.records
 
 
+@pytest.mark.usefixtures("batching")
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_cancelled_insistently(trial, name):
     """The same, though psycopg closes the connection in its haste, and the pool replaces it."""
@@ -379,6 +381,7 @@ async def test_cancelled_while_it_opens_a_checkpointer(lghard_database, caplog, 
     assert steps > 2
 
 
+@pytest.mark.usefixtures("batching")
 @each_moment
 @insistently
 async def test_cancelled_in_the_last_loop_that_leaves(lghard_database, moment, insistent):

@@ -36,6 +36,7 @@ async def backend_of(conn, *, age="interval '0'"):
     return Backend(pid, monotonic() - seconds)
 
 
+@pytest.mark.usefixtures("batching")
 async def test_an_answer_from_a_standby_does_not_settle_a_write(lghard_own_postgres):
     """A standby knows no backend of the primary; the old write must not be repeated there."""
     primary = lghard_own_postgres
