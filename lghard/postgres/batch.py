@@ -90,6 +90,10 @@ class Job:
         """Whether it stands in line for an attempt, and nobody has sent it yet."""
         return self.attempt is None and self._is_awaited()
 
+    def is_under_way(self) -> bool:
+        """Whether somebody has taken it to send it, and somebody else waits for it."""
+        return self.attempt is not None and self._is_awaited()
+
     def answer(self, rows: list[DictRow]) -> None:
         """It is done, and returned `rows`."""
         self.found = _weight(rows)
@@ -131,12 +135,14 @@ async def execute(
     """
     began = monotonic()
     patience = max(job.operation.attempt_time() for job in jobs)
+    attempt = jobs[0].attempt
+    assert attempt
     try:
         with abort_after(conn, patience):
             settled = await _settled(conn, jobs)
             if not conn.autocommit:  # the questions have begun a transaction
                 await conn.commit()
-            await _execute(conn, settled, pool)
+            await _execute(conn, [job for job in settled if job.is_under_way()], attempt, pool)
     except psycopg.errors.ReadOnlySqlTransaction:
         conn.pgconn.finish()  # the pool must replace it
         for job in jobs:
@@ -178,11 +184,16 @@ async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
 
 
 async def _execute(
-    conn: Connection, jobs: Sequence[Job], pool: AsyncConnectionPool[Connection]
+    conn: Connection,
+    jobs: Sequence[Job],
+    attempt: Attempt,
+    pool: AsyncConnectionPool[Connection],
 ) -> None:
     if not jobs:
         return
-    opening = _opening(jobs)
+    # What has to stand first, where a retry may have to be kept apart from a late first attempt.
+    overwrites = any(job.operation.rule is Repeat.ONCE_GONE for job in jobs)
+    opening = attempt.opening if overwrites else ()
     together = [_TOGETHER, *opening] if len(jobs) > 1 else opening
     segments = [Segment(together), *(Segment(job.statements) for job in jobs)]
     await send_segments(conn, [segments])
@@ -192,19 +203,11 @@ async def _execute(
         attempt = attempt_on(conn, pool)
         for job in jobs:
             job.attempt = attempt
-        await _execute(conn, jobs, pool)
+        await _execute(conn, jobs, attempt, pool)
     elif first.is_done or len(jobs) == 1:
         _tell_all(conn, jobs, others)
     else:
         await _execute_each(conn, jobs, [_ONE_BY_ONE, *opening])
-
-
-def _opening(jobs: Sequence[Job]) -> Sequence[Statement]:
-    """What has to stand before the statements of `jobs`, if a retry may have to be kept apart."""
-    attempt = jobs[0].attempt
-    assert attempt
-    overwrites = any(job.operation.rule is Repeat.ONCE_GONE for job in jobs)
-    return attempt.opening if overwrites else ()
 
 
 async def _execute_each(
