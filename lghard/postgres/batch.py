@@ -86,6 +86,10 @@ class Job:
         """Whether it stands in line for an attempt, and nobody has sent it yet."""
         return self.attempt is None and self._is_awaited()
 
+    def is_under_way(self) -> bool:
+        """Whether somebody has taken it to send it, and somebody else waits for it."""
+        return self.attempt is not None and self._is_awaited()
+
     def answer(self, rows: list[DictRow]) -> None:
         """It is done, and returned `rows`."""
         self.found = _weight(rows)
@@ -131,9 +135,11 @@ async def execute(
     """
     began = monotonic()
     patience = max(job.operation.attempt_time() for job in jobs)
+    attempt = jobs[0].attempt
+    assert attempt
     try:
         with abort_after(conn, patience):
-            await _execute(conn, await _settled(conn, jobs), pool)
+            await _execute(conn, await _settled(conn, jobs), attempt, pool)
     except psycopg.errors.ReadOnlySqlTransaction:
         conn.pgconn.finish()  # the pool must replace it
         raise
@@ -151,7 +157,7 @@ async def execute(
 
 
 async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
-    """Those of which no earlier attempt can still be at work."""
+    """Those who still wait, and of which no earlier attempt can still be at work."""
     settled = []
     known: dict[Attempt, bool] = {}
     for job in jobs:
@@ -163,15 +169,18 @@ async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
             settled.append(job)
     # Outside of autocommit mode the question has begun a transaction, which nobody would commit.
     await conn.commit()
-    return settled
+    return [job for job in settled if job.is_under_way()]
 
 
 async def _execute(
-    conn: Connection, jobs: Sequence[Job], pool: AsyncConnectionPool[Connection]
+    conn: Connection,
+    jobs: Sequence[Job],
+    attempt: Attempt,
+    pool: AsyncConnectionPool[Connection],
 ) -> None:
     if not jobs:
         return
-    segments = [Segment(_opening(jobs)), *(Segment(job.statements) for job in jobs)]
+    segments = [Segment(_opening(jobs, attempt)), *(Segment(job.statements) for job in jobs)]
     await send_segments(conn, [segments])
     first, *others = segments
     if isinstance(first.error, psycopg.Error) and is_impossible(first.error):
@@ -179,11 +188,11 @@ async def _execute(
         attempt = attempt_on(conn, pool)
         for job in jobs:
             job.attempt = attempt
-        await _execute(conn, jobs, pool)
+        await _execute(conn, jobs, attempt, pool)
     elif len(jobs) == 1 or any(segment.is_done for segment in others):
         _tell_all(conn, jobs, others)
     else:
-        await _execute_each(conn, _first_of_lines(jobs))
+        await _execute_each(conn, _first_of_lines(jobs), attempt)
 
 
 def _first_of_lines(jobs: Sequence[Job]) -> list[Job]:
@@ -195,18 +204,16 @@ def _first_of_lines(jobs: Sequence[Job]) -> list[Job]:
     return [*firsts.values()]
 
 
-def _opening(jobs: Sequence[Job]) -> list[Statement]:
+def _opening(jobs: Sequence[Job], attempt: Attempt) -> list[Statement]:
     """What stands before the statements of `jobs`, in the same transaction."""
-    attempt = jobs[0].attempt
-    assert attempt
     overwrites = any(job.operation.rule is Repeat.ONCE_GONE for job in jobs)
     in_company = [_IN_COMPANY] if len(jobs) > 1 else []
     return [*in_company, *(attempt.opening if overwrites else ())]
 
 
-async def _execute_each(conn: Connection, jobs: Sequence[Job]) -> None:
+async def _execute_each(conn: Connection, jobs: Sequence[Job], attempt: Attempt) -> None:
     """Execute each as a transaction of its own."""
-    opening = _opening(jobs)
+    opening = _opening(jobs, attempt)
     segments = [Segment([*opening, *job.statements]) for job in jobs]
     try:
         await send_segments(conn, [[segment] for segment in segments])
