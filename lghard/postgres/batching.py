@@ -235,7 +235,7 @@ class Lane:
         """Have one more sender come, unless one does already, or there are enough."""
         if not self._ready or None in self._senders.values():
             return
-        if self._quick() < self._connections:
+        if self._quick() < self._connections and not self._is_full():
             sender = asyncio.create_task(self._send_all(), name="lghard-batches")
             self._senders[sender] = None
             sender.add_done_callback(self._end)
@@ -244,6 +244,10 @@ class Lane:
         """Senders whose batch is not slow."""
         now = monotonic()
         return sum(since is None or now - since < _SLOW for since in self._senders.values())
+
+    def _is_full(self) -> bool:
+        """What goes alone may take long, and leaves one connection to those who do not."""
+        return self._is_alone and len(self._senders) >= max(1, self._pool.max_size - 1)
 
     def _end(self, sender: asyncio.Task[None]) -> None:
         del self._senders[sender]

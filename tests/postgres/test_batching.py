@@ -271,6 +271,19 @@ async def test_what_is_large_goes_alone(saver, proxy):
     await large
 
 
+async def test_what_is_large_leaves_a_connection(lghard_database, proxy, monkeypatch):
+    """However many there are, and however long they take."""
+    monkeypatch.setattr(batching, "_SLOW", 0.0)
+    async with opened(proxy.conninfo(lghard_database), batching=True, max_size=3) as saver:
+        proxy.hold_requests(containing=b"x" * 1000)
+        large = [asyncio.create_task(put(saver, f"t{at}", text=LARGE)) for at in range(4)]
+        await eventually(lambda: proxy.held >= 2)
+        await asyncio.gather(*(put(saver, f"u{at}", text="") for at in range(10)))
+        assert not any(each.done() for each in large)
+        proxy.release()
+        await asyncio.gather(*large)
+
+
 async def test_what_was_large_is_read_alone(saver, proxy):
     """A thread that was large is expected to be so again."""
     await put(saver, "large", text=LARGE)
