@@ -1,6 +1,7 @@
 """Operations of many runs in one round trip: what each of them may expect all the same."""
 
 import asyncio
+import gc
 import math
 import sys
 import threading
@@ -281,6 +282,19 @@ async def test_what_is_large_goes_alone(saver, proxy):
     await large
 
 
+async def test_what_is_large_leaves_a_connection(lghard_database, proxy, monkeypatch):
+    """However many there are, and however long they take."""
+    monkeypatch.setattr(batching, "_SLOW", 0.0)
+    async with opened(proxy.conninfo(lghard_database), batching=True, max_size=3) as saver:
+        proxy.hold_requests(containing=b"x" * 1000)
+        large = [asyncio.create_task(put(saver, f"t{at}", text=LARGE)) for at in range(4)]
+        await eventually(lambda: proxy.held >= 2)
+        await asyncio.gather(*(put(saver, f"u{at}", text="") for at in range(10)))
+        assert not any(each.done() for each in large)
+        proxy.release()
+        await asyncio.gather(*large)
+
+
 async def test_what_was_large_is_read_alone(saver, proxy):
     """A thread that was large is expected to be so again."""
     await put(saver, "large", text=LARGE)
@@ -511,6 +525,33 @@ async def test_without_a_connection_all_are_told(lghard_database):
         )
     assert [PoolTimeout] * 5 == [type(each) for each in results]
     assert all(any("raise max_size" in note for note in each.__notes__) for each in results)
+
+
+async def test_whose_deadline_comes_while_another_is_settled(lghard_database, proxy, caplog):
+    """It has not been sent yet, and is not sent any more; the other one is."""
+    conninfo = proxy.conninfo(lghard_database)
+    async with opened(conninfo, batching=True, max_size=1) as saver:
+        ready = batching.Batches.of(saver.conn)._in_company._ready
+        impatient = HardenedAsyncPostgresSaver(saver.conn, batching=True, deadline=1.0)
+        await put(impatient, "t", text="")
+        proxy.hold_requests(1, containing=b"lost")
+        proxy.lose_responses(1, containing=b"lost")
+        lost = asyncio.create_task(put(saver, "lost", text="lost"))
+        await eventually(lambda: proxy.held)
+        late = asyncio.create_task(put(impatient, "late", text=""))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.05, proxy.release)
+        async with saver.conn.connection():
+            await eventually(lambda: [line.thread for line in ready] == ["late", "lost"])
+            proxy.hold_requests(1, containing=b"pg_terminate_backend")
+        with pytest.raises(psycopg.OperationalError):
+            await late
+        assert proxy.held
+        proxy.release()
+        await lost
+    assert {"t", "lost"} == await threads(lghard_database)
+    gc.collect()
+    assert "never retrieved" not in caplog.text  # as asyncio says of a task that has failed
 
 
 # When a caller goes
