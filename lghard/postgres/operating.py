@@ -38,6 +38,7 @@ class Operating:
     deadline: float
     attempt_timeout: float
     supports_pipeline: bool
+    _cursor: Callable[[], AbstractAsyncContextManager[AsyncCursor[DictRow]]]
     _place: Place
 
     @property
@@ -150,12 +151,9 @@ class Operating:
         Args:
             first: what the block begins with, if it must stand before any query; it may come twice.
         """
-        async with self._connection() as conn:
-            opening = _opening(conn, stepwise=True)
-            async with (
-                conn.transaction(),
-                conn.cursor(binary=True, row_factory=dict_row) as cur,
-            ):
+        async with self._cursor() as cur:
+            opening = _opening(cur.connection, stepwise=True)
+            async with cur.connection.transaction():
                 if opening and first:
                     await cur.execute(first)
                 for statement in opening:
