@@ -139,10 +139,7 @@ async def execute(
     assert attempt
     try:
         with abort_after(conn, patience):
-            settled = await _settled(conn, jobs)
-            if not conn.autocommit:  # the questions have begun a transaction
-                await conn.commit()
-            await _execute(conn, [job for job in settled if job.is_under_way()], attempt, pool)
+            await _execute(conn, await _settled(conn, jobs), attempt, pool)
     except psycopg.errors.ReadOnlySqlTransaction:
         conn.pgconn.finish()  # the pool must replace it
         for job in jobs:
@@ -166,6 +163,15 @@ async def execute(
 
 async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
     """Those of which, and of what stands before them, no earlier attempt can still be at work."""
+    try:
+        return await _settle_all(conn, jobs)
+    except psycopg.Error as error:  # nothing has been sent
+        for job in jobs:
+            job.fail(copy_of(error))
+        raise
+
+
+async def _settle_all(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
     settled = []
     known: dict[Attempt, bool] = {}
     held: set[Line | None] = set()
@@ -180,7 +186,9 @@ async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
             held.add(job.line)
         else:
             settled.append(job)
-    return settled
+    if not conn.autocommit:  # the questions have begun a transaction
+        await conn.commit()
+    return [job for job in settled if job.is_under_way()]
 
 
 async def _execute(
@@ -204,7 +212,10 @@ async def _execute(
         for job in jobs:
             job.attempt = attempt
         await _execute(conn, jobs, attempt, pool)
-    elif first.is_done or len(jobs) == 1:
+    elif len(jobs) == 1:
+        others[0].error = others[0].error or first.error
+        _tell_all(conn, jobs, others)
+    elif first.is_done:
         _tell_all(conn, jobs, others)
     else:
         await _execute_each(conn, jobs, [_ONE_BY_ONE, *opening])
