@@ -15,6 +15,7 @@ way, or waits to be tried again, those behind it wait.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -236,8 +237,9 @@ class Lane:
         if not self._ready or None in self._senders.values():
             return
         if self._quick() < self._connections and not self._is_full():
-            sender = asyncio.create_task(self._send_all(), name="lghard-batches")
-            self._senders[sender] = None
+            # In nobody's context: it serves all, and may live long. With eager tasks it has begun.
+            sender = asyncio.create_task(self._send_all(), name="lghard-batches", context=Context())
+            self._senders.setdefault(sender, None)
             sender.add_done_callback(self._end)
 
     def _quick(self) -> int:

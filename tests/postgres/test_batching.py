@@ -6,6 +6,7 @@ import math
 import sys
 import threading
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import psycopg
 import pytest
@@ -621,6 +622,36 @@ async def test_an_outage_leaves_no_lines_behind(lghard_database):
         results = await asyncio.gather(*puts, return_exceptions=True)
         assert {PoolTimeout} == {type(each) for each in results}
         await eventually(lambda: not lines._lines)
+
+
+async def test_nobodys_context_is_kept(saver, monkeypatch):
+    """What a run has in its context variables is not seen, nor held, by what serves all."""
+    variable = ContextVar("variable", default="nobody's")
+    seen = []
+    send = batching.execute
+
+    async def looking(*args):
+        seen.append(variable.get())
+        await send(*args)
+
+    monkeypatch.setattr(batching, "execute", looking)
+    variable.set("mine")
+    await put(saver, "t", text="")
+    assert ["nobody's"] == seen
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are none before Python 3.12")
+async def test_with_eager_tasks(lghard_database, proxy, monkeypatch):
+    """A task that has begun before anybody knows it counts as slow, all the same."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "_task_factory", asyncio.eager_task_factory)
+    conninfo = proxy.conninfo(lghard_database)
+    async with opened(conninfo, batching=True) as saver:
+        proxy.hold_requests(1, containing=b"hold this")
+        held = asyncio.create_task(put(saver, "t", text="hold this"))
+        await eventually(lambda: proxy.held)
+        await put(saver, "u", text="")
+        proxy.release()
+        await held
 
 
 # Everywhere
