@@ -158,6 +158,15 @@ async def execute(
 
 async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
     """Those who still wait, and of which no earlier attempt can still be at work."""
+    try:
+        return await _settle_all(conn, jobs)
+    except psycopg.Error as error:  # nothing has been sent
+        for job in jobs:
+            job.fail(copy_of(error))
+        raise
+
+
+async def _settle_all(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
     settled = []
     known: dict[Attempt, bool] = {}
     for job in jobs:
@@ -189,7 +198,10 @@ async def _execute(
         for job in jobs:
             job.attempt = attempt
         await _execute(conn, jobs, attempt, pool)
-    elif len(jobs) == 1 or any(segment.is_done for segment in others):
+    elif len(jobs) == 1:
+        others[0].error = others[0].error or first.error
+        _tell_all(conn, jobs, others)
+    elif any(segment.is_done for segment in others):
         _tell_all(conn, jobs, others)
     else:
         await _execute_each(conn, _first_of_lines(jobs), attempt)

@@ -691,6 +691,49 @@ async def test_behind_a_pooler(lghard_database, lghard_pgbouncer):
     assert await transactions(lghard_database) < 10
 
 
+@asynccontextmanager
+async def as_if_pooled(conninfo, **options):
+    """A saver that voids its attempts, as behind a pooler."""
+    options = {"batching": True, "setup": False, "max_size": 1, **options}
+    async with open_checkpointer(conninfo, **options) as saver:
+        saver.conn.pooler = True
+        await saver.setup()
+        await put(saver, "t", text="")
+        yield saver
+
+
+async def test_behind_a_pooler_after_a_failover(lghard_database, caplog):
+    """What opens the attempt is refused by a standby, and its connection is not used again."""
+    async with as_if_pooled(lghard_database) as saver:
+        async with saver.conn.connection() as conn:
+            await conn.execute("SET default_transaction_read_only = on")
+        await put(saver, "t", text="")
+    assert "trying again: cannot execute INSERT in a read-only transaction" in caplog.text
+
+
+async def test_what_was_not_sent_is_not_lost(lghard_database, proxy):
+    """Where another one of the batch could not be settled, the outcome of this one is known."""
+    name = psycopg.conninfo.conninfo_to_dict(lghard_database)["dbname"]
+    async with as_if_pooled(proxy.conninfo(lghard_database), deadline=3.0) as saver:
+        ready = batching.Batches.of(saver.conn)._in_company._ready
+        proxy.hold_requests(1, containing=b"lost")
+        proxy.lose_responses(1, containing=b"lost")
+        lost = asyncio.create_task(put(saver, "lost", text="lost"))
+        await eventually(lambda: proxy.held)
+        await execute(
+            lghard_database, f"ALTER DATABASE {name} SET default_transaction_read_only=on"
+        )
+        unsent = asyncio.create_task(put(saver, "unsent", text=""))
+        asyncio.get_running_loop().call_later(0.05, proxy.release)
+        async with saver.conn.connection():
+            await eventually(lambda: len(ready) == 2)
+        for operation in (lost, unsent):
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                await operation
+    notes = [" ".join(each.exception().__notes__) for each in (lost, unsent)]
+    assert [True, False] == ["outcome of aput is unknown" in each for each in notes]
+
+
 async def test_from_another_event_loop(lghard_database):
     """Their operations travel together, too."""
 
