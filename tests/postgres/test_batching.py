@@ -6,6 +6,7 @@ import math
 import sys
 import threading
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import psycopg
 import pytest
@@ -717,6 +718,36 @@ async def test_an_outage_leaves_no_lines_behind(lghard_database):
         await eventually(lambda: not lines._lines)
 
 
+async def test_nobodys_context_is_kept(saver, monkeypatch):
+    """What a run has in its context variables is not seen, nor held, by what serves all."""
+    variable = ContextVar("variable", default="nobody's")
+    seen = []
+    send = batching.execute
+
+    async def looking(*args):
+        seen.append(variable.get())
+        await send(*args)
+
+    monkeypatch.setattr(batching, "execute", looking)
+    variable.set("mine")
+    await put(saver, "t", text="")
+    assert ["nobody's"] == seen
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are none before Python 3.12")
+async def test_with_eager_tasks(lghard_database, proxy, monkeypatch):
+    """A task that has begun before anybody knows it counts as slow, all the same."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "_task_factory", asyncio.eager_task_factory)
+    conninfo = proxy.conninfo(lghard_database)
+    async with opened(conninfo, batching=True) as saver:
+        proxy.hold_requests(1, containing=b"hold this")
+        held = asyncio.create_task(put(saver, "t", text="hold this"))
+        await eventually(lambda: proxy.held)
+        await put(saver, "u", text="")
+        proxy.release()
+        await held
+
+
 # Everywhere
 
 
@@ -752,6 +783,49 @@ async def test_behind_a_pooler(lghard_database, lghard_pgbouncer):
         found = await asyncio.gather(*(saver.aget_tuple(config_of(f"t{at}")) for at in range(100)))
     assert all(found)
     assert await transactions(lghard_database) < 10
+
+
+@asynccontextmanager
+async def as_if_pooled(conninfo, **options):
+    """A saver that voids its attempts, as behind a pooler."""
+    options = {"batching": True, "setup": False, "max_size": 1, **options}
+    async with open_checkpointer(conninfo, **options) as saver:
+        saver.conn.pooler = True
+        await saver.setup()
+        await put(saver, "t", text="")
+        yield saver
+
+
+async def test_behind_a_pooler_after_a_failover(lghard_database, caplog):
+    """What opens the attempt is refused by a standby, and its connection is not used again."""
+    async with as_if_pooled(lghard_database) as saver:
+        async with saver.conn.connection() as conn:
+            await conn.execute("SET default_transaction_read_only = on")
+        await put(saver, "t", text="")
+    assert "trying again: cannot execute INSERT in a read-only transaction" in caplog.text
+
+
+async def test_what_was_not_sent_is_not_lost(lghard_database, proxy):
+    """Where another one of the batch could not be settled, the outcome of this one is known."""
+    name = psycopg.conninfo.conninfo_to_dict(lghard_database)["dbname"]
+    async with as_if_pooled(proxy.conninfo(lghard_database), deadline=3.0) as saver:
+        ready = batching.Batches.of(saver.conn)._in_company._ready
+        proxy.hold_requests(1, containing=b"lost")
+        proxy.lose_responses(1, containing=b"lost")
+        lost = asyncio.create_task(put(saver, "lost", text="lost"))
+        await eventually(lambda: proxy.held)
+        await execute(
+            lghard_database, f"ALTER DATABASE {name} SET default_transaction_read_only=on"
+        )
+        unsent = asyncio.create_task(put(saver, "unsent", text=""))
+        asyncio.get_running_loop().call_later(0.05, proxy.release)
+        async with saver.conn.connection():
+            await eventually(lambda: len(ready) == 2)
+        for operation in (lost, unsent):
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                await operation
+    notes = [" ".join(each.exception().__notes__) for each in (lost, unsent)]
+    assert [True, False] == ["outcome of aput is unknown" in each for each in notes]
 
 
 async def test_from_another_event_loop(lghard_database):
