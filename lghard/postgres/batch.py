@@ -5,6 +5,7 @@ has happened; then each is sent again as a transaction of its own, and only the 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -56,6 +57,7 @@ class Job:
         "done",
         "found",
         "is_read",
+        "is_told",
         "line",
         "operation",
         "size",
@@ -78,6 +80,7 @@ class Job:
         self.size = size
         self.alone = self.size >= LARGE
         self.found = 0
+        self.is_told = False
         self.line: Line | None = None
         self.timer: asyncio.TimerHandle
         # If somebody else executes it: told when it is the first in line.
@@ -85,6 +88,10 @@ class Job:
         # While it wants to be sent, or is under way: who waits for it, and where it has been sent.
         self.done: asyncio.Future[list[DictRow]] | None = None
         self.attempt: Attempt | None = None
+
+    def begin(self, done: "asyncio.Future[list[DictRow]]") -> None:
+        """It wants to be sent, once more; `done` hears of it."""
+        self.attempt, self.done, self.is_told = None, done, False
 
     def wants_to_be_sent(self) -> bool:
         """Whether it stands in line for an attempt, and nobody has sent it yet."""
@@ -96,12 +103,14 @@ class Job:
 
     def answer(self, rows: list[DictRow]) -> None:
         """It is done, and returned `rows`."""
+        self.is_told = True
         self.found = _weight(rows)
         if self.done and self._is_awaited():
             self.done.set_result(rows)
 
     def fail(self, error: Exception) -> None:
         """It has had no effect."""
+        self.is_told = True
         if self.done and self._is_awaited():
             self.done.set_exception(error)
 
@@ -110,11 +119,16 @@ class Job:
         self.attempt = None
 
     def lose(self, loss: psycopg.Error) -> None:
-        """Its connection was lost under it."""
-        if self.done and self.attempt and self._is_awaited():
+        """Its connection was lost under it, unless it has been told something else."""
+        if self.is_told or not self.attempt:
+            return
+        self.is_told = True
+        if self.done and self._is_awaited():
             own = copy_of(loss)
             self.operation.note_loss(self.attempt, own)
             self.done.set_exception(own)
+        elif self.line and self.operation.rule is Repeat.ONCE_GONE:
+            self.line.leave(self.attempt)
 
     def _is_awaited(self) -> bool:
         return self.done is not None and not self.done.done()
@@ -181,6 +195,7 @@ async def _settle_all(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
             continue
         try:
             await job.operation.settle(conn, known)
+            await _settle_left(conn, job)
         except (StillAtWork, Unprovable) as error:
             job.fail(error)
             held.add(job.line)
@@ -189,6 +204,16 @@ async def _settle_all(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
     if not conn.autocommit:  # the questions have begun a transaction
         await conn.commit()
     return [job for job in settled if job.is_under_way()]
+
+
+async def _settle_left(conn: Connection, job: Job) -> None:
+    """Make sure that nothing comes late of which the callers have gone, where that can be told."""
+    if job.line and job.operation.rule is Repeat.ONCE_GONE:
+        for attempt in [*job.line.left]:
+            with suppress(Unprovable):
+                if not await attempt.is_over(conn):
+                    raise StillAtWork("a write that was cancelled before may still be at work")
+            job.line.left.remove(attempt)
 
 
 async def _execute(

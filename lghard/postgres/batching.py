@@ -57,14 +57,25 @@ _BATCHES: Final = "_lghard_batches"
 
 
 class Line:
-    """The operations of one thread, in order."""
+    """The operations of one thread, in order.
 
-    __slots__ = ("is_busy", "jobs", "thread")
+    Attributes:
+        left: attempts that were lost when their callers had gone. They must not come late, after
+            what follows.
+    """
+
+    __slots__ = ("is_busy", "jobs", "left", "thread")
 
     def __init__(self, thread: object) -> None:
         self.thread = thread
         self.jobs: deque[Job] = deque()
+        self.left: list[Attempt] = []
         self.is_busy = False  # its turn has come, or some of it is under way
+
+    def leave(self, attempt: Attempt) -> None:
+        """Keep in mind that this one may still be at work, for whoever writes next."""
+        if attempt not in self.left:
+            self.left.append(attempt)
 
 
 class Batches:
@@ -210,7 +221,8 @@ class Batches:
         if line.is_busy:
             return
         if not line.jobs:
-            self._lines.pop(line.thread, None)
+            if not line.left or len(self._lines) > QUEUE:
+                self._lines.pop(line.thread, None)
         elif (head := line.jobs[0]).turn:
             if not head.turn.done():
                 head.turn.set_result(None)
@@ -220,13 +232,14 @@ class Batches:
 
     async def _attempt(self, job: Job) -> list[DictRow]:
         loop = asyncio.get_running_loop()
-        job.attempt, job.done = None, loop.create_future()
+        done: asyncio.Future[list[DictRow]] = loop.create_future()
+        job.begin(done)
         patience = min(self._pool.timeout, job.operation.remaining())
         job.timer = loop.call_later(patience, self._expire, job)
         if job.line:
             self.offer(job.line)
         try:
-            return await job.done
+            return await done
         finally:
             job.timer.cancel()
 

@@ -283,7 +283,10 @@ class Operation:
 
 
 class StillAtWork(psycopg.OperationalError):
-    """An earlier attempt may still be at work; raised between attempts, never to a caller."""
+    """An earlier attempt may still be at work; raised between attempts.
+
+    A caller sees it only where the attempt is not its own, see batch.py.
+    """
 
 
 def current_operation() -> Operation | None:

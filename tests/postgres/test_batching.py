@@ -600,7 +600,6 @@ async def test_who_follows_one_that_was_cancelled_under_way_waits_for_it(saver, 
     assert "second" == found.checkpoint["channel_values"]["text"]
 
 
-@pytest.mark.xfail(reason="nobody asks what became of its backend", strict=True)
 async def test_what_was_cancelled_under_way_is_not_late(lghard_database, proxy):
     """Its connection is lost, and what it carried arrives all the same: before the next one."""
     conninfo = proxy.conninfo(lghard_database)

@@ -409,15 +409,15 @@ async def storm(fault, scene, gates):
             gate.open()
 
 
-@pytest.mark.parametrize("batching", [False, True], ids=["alone", "together"])
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 @pytest.mark.parametrize("connection", ["plain", "tls", "pgbouncer"])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_no_run_is_lost(fault, scene, expected, batching, caplog):
+async def test_no_run_is_lost(fault, scene, expected, together, caplog):
     """Every run finishes, with the state and the history that it has in calm."""
     timeout = ATTEMPT_TIMEOUT.get(fault, 30.0)
-    scene.at_work = 1 if batching else CONNECTIONS
+    scene.at_work = 1 if together else CONNECTIONS
     async with open_checkpointer(
-        scene.conninfo, max_size=CONNECTIONS, attempt_timeout=timeout, batching=batching
+        scene.conninfo, max_size=CONNECTIONS, attempt_timeout=timeout, batching=together
     ) as saver:
         scene.is_noticed = lambda: saver._outage._repeating >= CONNECTIONS
         stormed = storm(fault, scene, scene.begin(saver))
