@@ -118,15 +118,19 @@ class Job:
         """It has had no effect, and wants to be sent again."""
         self.attempt = None
 
+    def give_up(self, error: psycopg.Error) -> None:
+        """Its caller waits no longer, and what is under way may yet be done."""
+        if self.done and self.attempt and self._is_awaited():
+            self.operation.note_loss(self.attempt, error)
+            self.done.set_exception(error)
+
     def lose(self, loss: psycopg.Error) -> None:
         """Its connection was lost under it, unless it has been told something else."""
         if self.is_told or not self.attempt:
             return
         self.is_told = True
-        if self.done and self._is_awaited():
-            own = copy_of(loss)
-            self.operation.note_loss(self.attempt, own)
-            self.done.set_exception(own)
+        if self._is_awaited():
+            self.give_up(copy_of(loss))
         elif self.line and self.operation.rule is Repeat.ONCE_GONE:
             self.line.leave(self.attempt)
 

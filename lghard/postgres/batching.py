@@ -250,7 +250,7 @@ class Batches:
         elif left := job.operation.remaining():
             job.timer = asyncio.get_running_loop().call_later(left, self._expire, job)
         else:
-            job.lose(psycopg.OperationalError("no answer within the deadline"))
+            job.give_up(psycopg.OperationalError("no answer within the deadline"))
 
     def _late(self, reason: str) -> PoolTimeout:
         error = PoolTimeout(
