@@ -124,6 +124,13 @@ class Job:
             self.operation.note_loss(self.attempt, error)
             self.done.set_exception(error)
 
+    def miss(self, loss: psycopg.Error) -> None:
+        """The connection was lost before it was sent."""
+        if self._is_awaited():
+            own = copy_of(loss)
+            self.operation.note_loss(None, own)
+            self.fail(own)
+
     def lose(self, loss: psycopg.Error) -> None:
         """Its connection was lost under it, unless it has been told something else."""
         if self.is_told or not self.attempt:
@@ -183,9 +190,9 @@ async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
     """Those of which, and of what stands before them, no earlier attempt can still be at work."""
     try:
         return await _settle_all(conn, jobs)
-    except psycopg.Error as error:  # nothing has been sent
+    except psycopg.Error as error:
         for job in jobs:
-            job.fail(copy_of(error))
+            job.miss(error)
         raise
 
 
@@ -200,7 +207,10 @@ async def _settle_all(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
         try:
             await job.operation.settle(conn, known)
             await _settle_left(conn, job)
-        except (StillAtWork, Unprovable) as error:
+        except psycopg.Error as error:
+            if conn.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                raise
+            await conn.rollback()
             job.fail(error)
             held.add(job.line)
         else:

@@ -215,7 +215,7 @@ async def test_what_cannot_be_loaded_fails_alone(saver, lghard_database):
     await put_many(saver, 3)
     await execute(
         lghard_database,
-        "UPDATE checkpoints SET metadata = jsonb_build_object('step', 10::numeric ^ 5000) "
+        "UPDATE checkpoints SET metadata = jsonb_build_object('step', repeat('9', 5000)::numeric) "
         "WHERE thread_id = 't1'",
     )
     reads = [saver.aget_tuple(config_of(f"t{at}")) for at in range(3)]
@@ -486,7 +486,8 @@ async def test_what_failed_alone_is_not_lost_with_the_others(saver, lghard_datab
     assert {"t7": psycopg.errors.UntranslatableCharacter} == failed
     assert {*NAMES} - {"t7"} == await threads(lghard_database)
     attempts = await query(lghard_database, "SELECT last_value FROM attempts")
-    assert [(2,)] == attempts
+    # Once more if the answer to t7, which came before, was lost with the connection.
+    assert attempts[0][0] in (2, 3)
 
 
 async def test_what_is_done_is_committed(lghard_database, proxy):
