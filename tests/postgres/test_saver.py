@@ -292,6 +292,7 @@ async def test_one_slow_operation_does_not_hold_up_the_others(
     await slow
 
 
+@pytest.mark.alone("it counts requests to the pool: those that travel together make one")
 @pytest.mark.parametrize(
     ("kind", "asked"), [(AsyncPostgresSaver, [1, 2, 3]), (HardenedAsyncPostgresSaver, [3, 3, 3])]
 )
