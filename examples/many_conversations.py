@@ -177,7 +177,8 @@ async def main(console: Console) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it reports each query that is stopped
+    for name in ("psycopg", "asyncio"):  # they report whatever is stopped in the middle
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     console = Console()
     ours, theirs = asyncio.run(main(console))
     console.print(table(console, [ours, theirs]))
