@@ -188,6 +188,7 @@ async def main(console: Console) -> list[Outcome]:
 if __name__ == "__main__":
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # it reports each connection that dies
     logging.getLogger("lghard").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it reports runs that are stopped
     console = Console()
     ours, theirs = asyncio.run(main(console))
     console.print(table(console, [ours, theirs]))
