@@ -1,7 +1,8 @@
 """A batch: the operations of many runs, sent as one message.
 
 It is one transaction, and so one flush to the server's disk. If one of its operations fails nothing
-has happened; then each is sent again as a transaction of its own, and only the one at fault fails.
+has happened; then each is sent again as a transaction of its own, the first one of each thread
+before the next, and only the one at fault fails.
 """
 
 from collections.abc import Sequence

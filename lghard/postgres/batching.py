@@ -4,10 +4,6 @@ A connection is busy for a round trip, whatever it carries. Operations that come
 way wait for the next one and share it: nothing waits when there is nothing to wait for, and the
 busier the application, the larger its batches.
 
-A batch is one transaction, and so one flush to the server's disk. If one of its operations fails
-nothing has happened; then each is sent again as a transaction of its own, and only the one at fault
-fails.
-
 The operations of a thread stand in line. They are sent in order, and while one of them is under
 way, or waits to be tried again, those behind it wait.
 """
@@ -66,7 +62,7 @@ class Line:
 
     __slots__ = ("is_busy", "jobs", "left", "thread")
 
-    def __init__(self, thread: object) -> None:
+    def __init__(self, thread: str) -> None:
         self.thread = thread
         self.jobs: deque[Job] = deque()
         self.left: list[Attempt] = []
@@ -90,9 +86,9 @@ class Batches:
         self, pool: AsyncConnectionPool[Connection], connections: int = CONNECTIONS
     ) -> None:
         self._pool = pool
-        self._lines: dict[object, Line] = {}
-        self._large: OrderedDict[object, None] = OrderedDict()
-        self._outside: dict[Job, tuple[object, asyncio.Future[None]]] = {}
+        self._lines: dict[str, Line] = {}
+        self._large: OrderedDict[str, None] = OrderedDict()
+        self._outside: dict[Job, tuple[str, asyncio.Future[None]]] = {}
         self._count = 0
         self._bytes = 0
         in_company = max(1, min(connections, pool.max_size - 1))
@@ -109,7 +105,7 @@ class Batches:
             setattr(pool, _BATCHES, batches)
         return batches
 
-    async def run(self, job: Job, outage: Outage, thread: object) -> list[DictRow]:
+    async def run(self, job: Job, outage: Outage, thread: str) -> list[DictRow]:
         """The rows of `job`, which is sent together with others, as often as its rule allows.
 
         Args:
@@ -135,7 +131,7 @@ class Batches:
         operation: Operation,
         call: Callable[[], Awaitable[T]],
         outage: Outage,
-        thread: object,
+        thread: str,
     ) -> T:
         """The result of `call`, which takes a connection of its own, when its turn has come.
 
@@ -157,7 +153,11 @@ class Batches:
             await self._enter(job, thread)
             await asyncio.wait({job.turn}, timeout=operation.patience())
             if not job.turn.done():
-                raise self._late("its turn did not come")
+                raise self._late(
+                    "its turn did not come within its deadline",
+                    "what stands before it in this thread is not over: look what that waits for, "
+                    "or raise the deadline",
+                )
             return await operation.run(call, outage, self._pool)
         finally:
             self._leave(job)
@@ -166,7 +166,7 @@ class Batches:
         if isinstance(self._pool, ManagedPool):
             self._pool._check_loop()  # before anybody there could answer to this one
 
-    async def _enter(self, job: Job, thread: object) -> None:
+    async def _enter(self, job: Job, thread: str) -> None:
         if self._has_room() and not self._outside:
             self._admit(job, thread)
         else:
@@ -175,7 +175,7 @@ class Batches:
     def _has_room(self) -> bool:
         return self._count < QUEUE and self._bytes < QUEUE_BYTES
 
-    def _admit(self, job: Job, thread: object) -> None:
+    def _admit(self, job: Job, thread: str) -> None:
         self._count += 1
         self._bytes += job.size
         job.alone = job.alone or (job.is_read and thread in self._large)
@@ -183,15 +183,18 @@ class Batches:
         job.line.jobs.append(job)
         self.offer(job.line)
 
-    async def _wait_outside(self, job: Job, thread: object) -> None:
+    async def _wait_outside(self, job: Job, thread: str) -> None:
         admitted = asyncio.get_running_loop().create_future()
         self._outside[job] = thread, admitted
         try:
-            await asyncio.wait({admitted}, timeout=job.operation.remaining())
+            await asyncio.wait({admitted}, timeout=job.operation.patience())
         finally:
             self._outside.pop(job, None)
         if not admitted.done():
-            raise self._late("there was no room for it within its deadline")
+            raise self._explained(
+                "there was no room for it within its deadline",
+                "let fewer runs go on at once, or look for what holds up the database",
+            )
 
     def _leave(self, job: Job) -> None:
         """It is over: done, or failed, or its caller has gone."""
@@ -207,7 +210,7 @@ class Batches:
             self._admit(next_one, thread)
             admitted.set_result(None)
 
-    def _remember(self, job: Job, thread: object) -> None:
+    def _remember(self, job: Job, thread: str) -> None:
         if max(job.size, job.found) >= LARGE:
             self._large[thread] = None
             self._large.move_to_end(thread)
@@ -246,16 +249,26 @@ class Batches:
     def _expire(self, job: Job) -> None:
         """It has waited as long as for a connection of its own, or its deadline has come."""
         if job.wants_to_be_sent():
-            job.fail(self._late("it could not be sent"))
+            job.fail(self._explained("it could not be sent", "see what lghard notes on the pool"))
         elif left := job.operation.remaining():
             job.timer = asyncio.get_running_loop().call_later(left, self._expire, job)
         else:
-            job.give_up(psycopg.OperationalError("no answer within the deadline"))
+            job.give_up(
+                psycopg.OperationalError(
+                    "no answer within the deadline: raise it, or look for what the server is doing "
+                    "(pg_stat_activity)"
+                )
+            )
 
-    def _late(self, reason: str) -> PoolTimeout:
-        error = PoolTimeout(
-            f"{reason}: {self._count} operations with {self._bytes / 1e6:.1f} MB are in line"
+    def _late(self, reason: str, step: str) -> PoolTimeout:
+        return PoolTimeout(
+            f"{reason}: {self._count} operations with {self._bytes / 1e6:.1f} MB are in line; "
+            f"{step}"
         )
+
+    def _explained(self, reason: str, step: str) -> PoolTimeout:
+        """One that may be for want of a connection."""
+        error = self._late(reason, step)
         if isinstance(self._pool, ManagedPool):
             self._pool.explain(error)
         return error
@@ -325,8 +338,11 @@ class Lane:
                 self._forget()  # those who have waited too long know it
             except psycopg.errors.ReadOnlySqlTransaction:
                 pass  # the pool knows its standbys
-            except Exception as error:  # whatever it is, those who wait are told
+            except psycopg.Error as error:
                 self._refuse(error)
+            except Exception as error:  # a pool of another class may raise anything
+                self._refuse(error)
+                raise  # for asyncio to report, should nobody be waiting
 
     async def _send_some(self, conn: Connection) -> None:
         for _ in range(_ROUNDS):

@@ -77,9 +77,9 @@ class Operating:
     async def _line_up(
         self, job: Job, thread: str, pool: AsyncConnectionPool[Connection]
     ) -> list[DictRow]:
-        return await Batches.of(pool).run(job, self._outage, str(thread))
+        return await Batches.of(pool).run(job, self._outage, thread)
 
-    async def _run_in_turn(self, name: str, thread: object, call: Callable[[], Awaitable[T]]) -> T:
+    async def _run_in_turn(self, name: str, thread: str, call: Callable[[], Awaitable[T]]) -> T:
         """As `_run`, behind what stands in line for this thread, and before what comes later."""
         operation = self._operation(name)
         return await self._there(operation, partial(self._take_turn, operation, thread, call))
@@ -87,11 +87,11 @@ class Operating:
     async def _take_turn(
         self,
         operation: Operation,
-        thread: object,
+        thread: str,
         call: Callable[[], Awaitable[T]],
         pool: AsyncConnectionPool[Connection],
     ) -> T:
-        return await Batches.of(pool).run_in_turn(operation, call, self._outage, str(thread))
+        return await Batches.of(pool).run_in_turn(operation, call, self._outage, thread)
 
     async def _there(
         self,

@@ -303,7 +303,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
     async def adelete_thread(self, thread_id: str) -> None:
         delete = partial(self._delete, [str(thread_id)])
         if self.batching:
-            await self._run_in_turn("adelete_thread", thread_id, delete)
+            await self._run_in_turn("adelete_thread", str(thread_id), delete)
         else:
             await self._run("adelete_thread", delete)
 

@@ -311,28 +311,30 @@ async def test_what_was_large_is_read_alone(saver, proxy):
 # In order
 
 
-async def overtaken(saver, proxy, conninfo):
-    """Whose value stands, when the connection of the first of two writers is lost."""
+@asynccontextmanager
+async def first_on_its_way(saver, proxy):
+    """In this block the first of two writers of a thread is on its way, and the second follows."""
     await put(saver, "t", value=["before"])
     proxy.hold_requests(1, containing=b"first")
     first = asyncio.create_task(put(saver, "t", value=["first"]))
     await eventually(lambda: proxy.held)
-    second = asyncio.create_task(put(saver, "t", value=["second"], number=1))
-    await asyncio.wait({second}, timeout=0.3)
-    ended = second.done()
+    second = asyncio.create_task(put(saver, "t", value=["second"]))
+    yield second
     proxy.release()
     await asyncio.gather(first, second)
-    return ended
 
 
-async def test_apart_the_second_may_overtake_the_first(apart, proxy, lghard_database):
+async def test_apart_the_second_may_overtake_the_first(apart, proxy):
     """The control: each has a connection."""
-    assert await overtaken(apart, proxy, lghard_database)
+    async with first_on_its_way(apart, proxy) as second:
+        await eventually(second.done)
 
 
-async def test_the_second_does_not_overtake_the_first(saver, proxy, lghard_database):
+async def test_the_second_does_not_overtake_the_first(saver, proxy):
     """Those of one thread are sent in order, and never on two connections."""
-    assert not await overtaken(saver, proxy, lghard_database)
+    async with first_on_its_way(saver, proxy) as second:
+        await put(saver, "u")
+        assert not second.done()
 
 
 async def test_nor_when_the_first_has_to_be_repeated(saver, proxy, lghard_database):
@@ -564,7 +566,7 @@ async def test_cancelled_before_it_is_sent(lghard_database):
     async with open_checkpointer(lghard_database, batching=True, max_size=1) as saver:
         async with saver.conn.connection():
             puts = [asyncio.create_task(put(saver, f"t{at}")) for at in range(3)]
-            await asyncio.sleep(0.05)
+            await eventually(lambda: batching.Batches.of(saver.conn)._count == 3)
             puts[1].cancel()
             await asyncio.wait({puts[1]})
         await asyncio.gather(puts[0], puts[2])
