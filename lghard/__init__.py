@@ -8,7 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError, ThreadDeletedError
+    from lghard.errors import (
+        ForeignLoopError,
+        LghardError,
+        RunCancelledError,
+        RunDeadlineError,
+        RunFailedError,
+        SchemaSetupError,
+        ThreadDeletedError,
+        ThreadIdError,
+    )
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
         plan_pool,
         shared_pool,
     )
+    from lghard.sdk import RunPolicy, get_client, get_sync_client, harden_client
 
 __all__ = [
     "ForeignLoopError",
@@ -32,10 +42,18 @@ __all__ = [
     "PoolOpenError",
     "PoolPlan",
     "PoolSettings",
+    "RunCancelledError",
+    "RunDeadlineError",
+    "RunFailedError",
+    "RunPolicy",
     "SchemaSetupError",
     "StatementRefusedError",
     "ThreadDeletedError",
+    "ThreadIdError",
     "close_shared_pools",
+    "get_client",
+    "get_sync_client",
+    "harden_client",
     "open_checkpointer",
     "open_pool",
     "open_store",
@@ -51,10 +69,18 @@ _HOMES = {
     "PoolOpenError": "lghard.postgres",
     "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
+    "RunCancelledError": "lghard.errors",
+    "RunDeadlineError": "lghard.errors",
+    "RunFailedError": "lghard.errors",
+    "RunPolicy": "lghard.sdk",
     "SchemaSetupError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
+    "ThreadIdError": "lghard.errors",
     "close_shared_pools": "lghard.postgres",
+    "get_client": "lghard.sdk",
+    "get_sync_client": "lghard.sdk",
+    "harden_client": "lghard.sdk",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",
     "open_store": "lghard.postgres",
