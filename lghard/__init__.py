@@ -8,7 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError, ThreadDeletedError
+    from lghard.errors import (
+        ForeignLoopError,
+        LghardError,
+        RunKeyReusedError,
+        RunOutcomeUnknownError,
+        SchemaSetupError,
+        ThreadDeletedError,
+    )
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -23,8 +30,14 @@ if TYPE_CHECKING:
         plan_pool,
         shared_pool,
     )
+    from lghard.sdk import (
+        CircuitOpenError,
+        create_run_once,
+        forget_run_key,
+    )
 
 __all__ = [
+    "CircuitOpenError",
     "ForeignLoopError",
     "HardenedAsyncPostgresSaver",
     "LghardError",
@@ -32,10 +45,14 @@ __all__ = [
     "PoolOpenError",
     "PoolPlan",
     "PoolSettings",
+    "RunKeyReusedError",
+    "RunOutcomeUnknownError",
     "SchemaSetupError",
     "StatementRefusedError",
     "ThreadDeletedError",
     "close_shared_pools",
+    "create_run_once",
+    "forget_run_key",
     "open_checkpointer",
     "open_pool",
     "open_store",
@@ -44,6 +61,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CircuitOpenError": "lghard.sdk",
     "ForeignLoopError": "lghard.errors",
     "HardenedAsyncPostgresSaver": "lghard.postgres",
     "LghardError": "lghard.errors",
@@ -51,10 +69,14 @@ _HOMES = {
     "PoolOpenError": "lghard.postgres",
     "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
+    "RunKeyReusedError": "lghard.errors",
+    "RunOutcomeUnknownError": "lghard.errors",
     "SchemaSetupError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
     "close_shared_pools": "lghard.postgres",
+    "create_run_once": "lghard.sdk",
+    "forget_run_key": "lghard.sdk",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",
     "open_store": "lghard.postgres",

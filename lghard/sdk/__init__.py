@@ -1,6 +1,16 @@
 """Talking to a LangGraph server: the SDK's own clients, with safe defaults."""
 
 from lghard.sdk.client import get_client, get_sync_client, harden_client
+from lghard.sdk.failures import CircuitOpenError
+from lghard.sdk.once import create_run_once, forget_run_key
 from lghard.sdk.policy import RunPolicy
 
-__all__ = ["RunPolicy", "get_client", "get_sync_client", "harden_client"]
+__all__ = [
+    "CircuitOpenError",
+    "RunPolicy",
+    "create_run_once",
+    "forget_run_key",
+    "get_client",
+    "get_sync_client",
+    "harden_client",
+]
