@@ -1,8 +1,8 @@
 """Talking to a LangGraph server: the SDK's own clients, with safe defaults."""
 
 from lghard.sdk.client import get_client, get_sync_client, harden_client
-from lghard.sdk.failures import CircuitOpenError
 from lghard.sdk.once import create_run_once, forget_run_key
+from lghard.sdk.outcomes import CircuitOpenError
 from lghard.sdk.policy import RunPolicy
 
 __all__ = [

@@ -8,22 +8,23 @@ import httpx
 import langgraph_sdk
 from langgraph_sdk.client import (
     AssistantsClient,
-    CronClient,
     HttpClient,
     LangGraphClient,
-    RunsClient,
     StoreClient,
     SyncAssistantsClient,
-    SyncCronClient,
     SyncHttpClient,
     SyncLangGraphClient,
-    SyncRunsClient,
     SyncStoreClient,
-    SyncThreadsClient,
-    ThreadsClient,
 )
 
 from lghard.sdk.policy import RunPolicy
+from lghard.sdk.runs import HardenedRunsClient, HardenedSyncRunsClient
+from lghard.sdk.threads import (
+    HardenedCronClient,
+    HardenedSyncCronClient,
+    HardenedSyncThreadsClient,
+    HardenedThreadsClient,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,9 +52,9 @@ class HardenedClient(LangGraphClient):
         self.policy = policy or RunPolicy()
         self.http = _harden_http(client, self.policy)
         self.assistants = AssistantsClient(self.http)
-        self.threads = ThreadsClient(self.http)
-        self.runs = RunsClient(self.http)
-        self.crons = CronClient(self.http)
+        self.threads = HardenedThreadsClient(self.http, self.policy)
+        self.runs = HardenedRunsClient(self.http, self.policy)
+        self.crons = HardenedCronClient(self.http, self.policy)
         self.store = StoreClient(self.http)
 
     def __repr__(self) -> str:
@@ -72,9 +73,9 @@ class HardenedSyncClient(SyncLangGraphClient):
         self.policy = policy or RunPolicy()
         self.http = _harden_sync_http(client, self.policy)
         self.assistants = SyncAssistantsClient(self.http)
-        self.threads = SyncThreadsClient(self.http)
-        self.runs = SyncRunsClient(self.http)
-        self.crons = SyncCronClient(self.http)
+        self.threads = HardenedSyncThreadsClient(self.http, self.policy)
+        self.runs = HardenedSyncRunsClient(self.http, self.policy)
+        self.crons = HardenedSyncCronClient(self.http, self.policy)
         self.store = SyncStoreClient(self.http)
 
     def __repr__(self) -> str:
@@ -156,7 +157,9 @@ else:
             return harden_client(upstream(**options), policy=policy)
 
         own = signature(upstream)
-        argument = Parameter("policy", Parameter.KEYWORD_ONLY, default=None, annotation=RunPolicy)
+        argument = Parameter(
+            "policy", Parameter.KEYWORD_ONLY, default=None, annotation="RunPolicy | None"
+        )
         factory.__signature__ = Signature(
             [*own.parameters.values(), argument], return_annotation=own.return_annotation
         )

@@ -32,7 +32,8 @@ from langgraph_sdk.errors import NotFoundError
 from langgraph_sdk.schema import Run
 
 from lghard.errors import RunKeyReusedError, RunOutcomeUnknownError
-from lghard.sdk.failures import is_transient, status_of, was_never_sent, was_refused
+from lghard.sdk.ids import server_id, thread_metadata
+from lghard.sdk.outcomes import is_transient, status_of, was_never_sent, was_refused
 from lghard.sdk.steps import Steps, pauses, walk, walk_sync
 
 NAMESPACE = UUID("6f0d5b9e-6a2c-5f0e-9a55-1f1f6f9d8b3a")
@@ -187,18 +188,24 @@ class _Creation:
         inspect.signature(client.runs.create).bind(thread_id, assistant_id, **arguments)
         self._client = client
         self._first = _first_claim(key)
-        self._thread_id = thread_id or str(uuid5(UUID(self._first), "thread"))
+        self._has_own_thread = thread_id is None
+        own_id = uuid5(UUID(self._first), "thread")
+        self._thread_id = str(own_id) if thread_id is None else server_id(thread_id)
+        self._thread_metadata = thread_metadata(thread_id)
         self._assistant_id = assistant_id
         self._arguments = _checked(thread_id, arguments)
-        self._has_own_thread = thread_id is None
-        self._creates_thread = thread_id is None or _if_not_exists(client, arguments) == "create"
+        self._creates_thread = (
+            self._has_own_thread
+            or self._thread_metadata is not None
+            or _if_not_exists(client, arguments) == "create"
+        )
         self._ttl = ttl
         self._timeout = timeout
         self._token = uuid4().hex
         self._claim = {
             CLAIM: self._first,
             TOKEN: self._token,
-            _ARGUMENTS: _fingerprint(thread_id, assistant_id, arguments),
+            _ARGUMENTS: _fingerprint(self._thread_id, assistant_id, arguments),
             _THREAD: self._thread_id,
         }
 
@@ -225,7 +232,10 @@ class _Creation:
         while True:
             try:
                 yield lambda: self._client.threads.create(
-                    thread_id=self._thread_id, if_exists="do_nothing", ttl=ttl
+                    thread_id=self._thread_id,
+                    if_exists="do_nothing",
+                    metadata=self._thread_metadata,
+                    ttl=ttl,
                 )
             except _FAILURES as error:
                 yield from _wait_or_raise(error, waits, "No run was created.")
@@ -425,19 +435,7 @@ def _checked(thread_id: str | None, arguments: Mapping[str, Any]) -> dict[str, A
             "create_run_once keeps the thread of its run, which tells that there was one:"
             " leave on_completion out, and delete the thread later, or give a ttl"
         )
-    if thread_id is not None:
-        _check_thread_id(thread_id)
     return checked
-
-
-def _check_thread_id(thread_id: str) -> None:
-    """An id that is none would make the SDK create a stateless run, or the server a new thread."""
-    try:
-        UUID(thread_id)
-    except (ValueError, AttributeError, TypeError):
-        raise ValueError(
-            f"thread_id must be a UUID, or None for a new thread, not {thread_id!r}"
-        ) from None
 
 
 def _if_not_exists(client: Client, arguments: Mapping[str, Any]) -> str:
@@ -445,14 +443,13 @@ def _if_not_exists(client: Client, arguments: Mapping[str, Any]) -> str:
     return arguments.get("if_not_exists") or getattr(policy, "if_not_exists", None) or "reject"
 
 
-def _fingerprint(thread_id: str | None, assistant_id: str, arguments: Mapping[str, Any]) -> str:
+def _fingerprint(thread_id: str, assistant_id: str, arguments: Mapping[str, Any]) -> str:
     """A hash of what the run will do; it fails where the SDK would fail to send it."""
     telling = {
         name: value for name, value in arguments.items() if value is not None and name not in _ASIDE
     }
-    place = None if thread_id is None else str(UUID(thread_id))
     encoded = orjson.dumps(
-        [place, assistant_id, telling],
+        [str(UUID(thread_id)), assistant_id, telling],
         _orjson_default,
         orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS,
     )

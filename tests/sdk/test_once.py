@@ -16,6 +16,7 @@ from langgraph_sdk.errors import ConflictError, NotFoundError
 from lghard import (
     RunKeyReusedError,
     RunOutcomeUnknownError,
+    ThreadIdError,
     create_run_once,
     forget_run_key,
 )
@@ -442,8 +443,8 @@ async def test_key_itself_is_not_sent(stock: LangGraphClient, effects: Effects) 
     [
         ({"key": ""}, ValueError, "key must be a string"),
         ({"key": 7}, ValueError, "key must be a string"),
-        ({"thread_id": ""}, ValueError, "must be a UUID"),
-        ({"thread_id": "mary"}, ValueError, "must be a UUID"),
+        ({"thread_id": ""}, ThreadIdError, "the thread id is empty"),
+        ({"thread_id": "mary"}, ThreadIdError, "knows threads by UUID"),
         ({"on_completion": "delete"}, ValueError, "keeps the thread"),
         ({"inputs": {}}, TypeError, "unexpected keyword argument 'inputs'"),
         ({"on_disconnect": "cancel"}, TypeError, "unexpected keyword argument 'on_disconnect'"),
