@@ -17,7 +17,7 @@ from langgraph_sdk.schema import StreamPart
 
 from lghard.errors import RunCancelledError, RunDeadlineError, RunFailedError
 from lghard.sdk.deadlines import Watch
-from lghard.sdk.failures import failed
+from lghard.sdk.typed_errors import failed
 
 logger = logging.getLogger("lghard.sdk")
 
@@ -118,6 +118,11 @@ class RunCall:
             return None
         return f"/threads/{self.thread_id}/runs/{self.run_id}"
 
+    @property
+    def unnamed(self) -> str | None:
+        """Why a run that is unknown cannot be cancelled, if it is not cancelled all the same."""
+        return "the server has not told which run it is" if self.cancelled_by_us else None
+
     def see(self, part: StreamPart) -> None:
         """Take note of an event."""
         self.last_event_id = part.id or self.last_event_id
@@ -166,7 +171,11 @@ class RunCall:
         """Whether the run is to be cancelled now that this has ended the call."""
         if isinstance(error, RunDeadlineError):
             return self.cancelled_when_late
-        return self.cancelled_by_us and not isinstance(error, RunCancelledError | RunFailedError)
+        if isinstance(error, RunCancelledError | RunFailedError):
+            return False
+        # An error of the server's before it has named a run means that there is none.
+        is_refused = self.run_id is None and isinstance(error, httpx.HTTPStatusError)
+        return self.cancelled_by_us and not is_refused
 
     def annotate(self, error: BaseException, problem: str | None) -> None:
         """Say so if the run could not be cancelled."""

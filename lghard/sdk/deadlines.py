@@ -17,6 +17,9 @@ import httpx
 
 from lghard.sdk.policy import RunPolicy
 
+_SLACK = 0.05
+"""Seconds by which a socket's own timeout lags behind the limit that it stands for."""
+
 
 class Watch:
     """The limits of one call.
@@ -43,13 +46,39 @@ class Watch:
 
     def left(self) -> float:
         """Seconds until the next limit, if nothing happens."""
-        silence = self._since + self._limit if self._waiting else math.inf
+        silence = self._since + self._limit if self._is_silent() else math.inf
         return min(self._ends_at, silence) - monotonic()
 
     def event(self) -> None:
         """An event has arrived: from here on the time is the reader's."""
         self._waiting = False
         self._kind, self._limit = "idle_timeout", self._idle
+
+    def begins(self) -> None:
+        """From here on the first event is waited for (again)."""
+        self._kind, self._limit = "first_event_timeout", self._first
+        self._since = monotonic()
+
+    def progress(self) -> None:
+        """An event has arrived, and the next one is waited for."""
+        self._kind, self._limit = "idle_timeout", self._idle
+        self._since = monotonic()
+
+    def timeout(self, own: httpx.Timeout) -> httpx.Timeout:
+        """Return a client's own timeout, shortened to end with the limits."""
+        left = max(0.0, self.left()) + _SLACK
+        if left == math.inf:
+            return own
+        return httpx.Timeout(
+            **{
+                name: left if seconds is None else min(left, seconds)
+                for name, seconds in own.as_dict().items()
+            }
+        )
+
+    def _is_silent(self) -> bool:
+        """Whether somebody waits for an event."""
+        return self._waiting
 
     def _pause(self) -> float:
         """Seconds until somebody must look again.

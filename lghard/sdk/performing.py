@@ -1,6 +1,7 @@
 """Asks a server what a `RunCall` wants to know, in either kind of client."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,6 +15,7 @@ from lghard.sdk.deadlines import SyncWatch
 
 CANCEL_TIMEOUT = 2.0
 """Seconds that somebody who has given up waits for the server to hear of it."""
+_NO_ANSWER = f"no answer within {CANCEL_TIMEOUT:g} s"
 _DONE_ALREADY = {404, 409}
 _CLIENT_ERROR = 400
 
@@ -50,28 +52,39 @@ def perform_sync(
 async def cancel(http: HttpClient, call: RunCall) -> str | None:
     """Have the run cancelled; return why that failed, if it did.
 
-    It goes on when the caller is cancelled while it waits.
+    The request goes on when the caller is cancelled, or has waited long enough.
     """
     if call.path is None:
-        return None
+        return call.unnamed
     request = asyncio.create_task(_cancel(http, call))
-    await asyncio.shield(request)
-    return request.result()
+    done, _ = await asyncio.wait({request}, timeout=CANCEL_TIMEOUT)
+    return request.result() if done else _NO_ANSWER
 
 
 def cancel_sync(http: SyncHttpClient, call: RunCall) -> str | None:
     """Have the run cancelled; return why that failed, if it did."""
     if call.path is None:
-        return None
-    try:
-        return _verdict(http.client.post(f"{call.path}/cancel", **_cancelling(call)))
-    except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client is closed
-        return repr(error)
+        return call.unnamed
+    problems: list[str | None] = []
+    # In a thread, since a transport may try to connect for longer than anybody should wait.
+    request = threading.Thread(
+        target=lambda: problems.append(_cancel_sync(http, call)), name="lghard-cancel", daemon=True
+    )
+    request.start()
+    request.join(CANCEL_TIMEOUT)
+    return problems[0] if problems else _NO_ANSWER
 
 
 async def _cancel(http: HttpClient, call: RunCall) -> str | None:
     try:
         return _verdict(await http.client.post(f"{call.path}/cancel", **_cancelling(call)))
+    except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client is closed
+        return repr(error)
+
+
+def _cancel_sync(http: SyncHttpClient, call: RunCall) -> str | None:
+    try:
+        return _verdict(http.client.post(f"{call.path}/cancel", **_cancelling(call)))
     except (httpx.HTTPError, RuntimeError) as error:
         return repr(error)
 

@@ -11,9 +11,9 @@ from langgraph_sdk.schema import StreamPart
 
 from lghard.sdk.calls import RunCall
 from lghard.sdk.deadlines import AsyncWatch
-from lghard.sdk.failures import typed
 from lghard.sdk.performing import cancel, perform
 from lghard.sdk.policy import RunPolicy
+from lghard.sdk.typed_errors import typed
 
 OnResponse = Callable[[httpx.Response], None] | None
 

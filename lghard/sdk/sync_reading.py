@@ -11,13 +11,11 @@ from langgraph_sdk.schema import StreamPart
 
 from lghard.sdk.calls import RunCall
 from lghard.sdk.deadlines import SyncWatch
-from lghard.sdk.failures import typed
 from lghard.sdk.performing import cancel_sync, perform_sync
 from lghard.sdk.policy import RunPolicy
+from lghard.sdk.typed_errors import typed
 
 OnResponse = Callable[[httpx.Response], None] | None
-_SLACK = 0.05
-"""Seconds by which a socket's own timeout lags behind the limit that it stands for."""
 
 
 class SyncCallHttp(SyncHttpClient):
@@ -158,21 +156,15 @@ class _TimedClient:
         return getattr(self._client, name)
 
     def get(self, url: str, **request: Any) -> httpx.Response:
-        return self._client.get(url, timeout=self._timeout(), **request)
+        return self._client.get(url, timeout=self._watch.timeout(self._client.timeout), **request)
 
     def post(self, url: str, **request: Any) -> httpx.Response:
-        return self._client.post(url, timeout=self._timeout(), **request)
+        return self._client.post(url, timeout=self._watch.timeout(self._client.timeout), **request)
 
     def stream(self, method: str, url: str, **request: Any) -> Any:
-        return self._client.stream(method, url, timeout=self._timeout(), **request)
-
-    def _timeout(self) -> httpx.Timeout:
-        left = max(0.0, self._watch.left()) + _SLACK
-        each = {
-            name: left if seconds is None else min(left, seconds)
-            for name, seconds in self._client.timeout.as_dict().items()
-        }
-        return httpx.Timeout(**{n: s if s != float("inf") else None for n, s in each.items()})
+        return self._client.stream(
+            method, url, timeout=self._watch.timeout(self._client.timeout), **request
+        )
 
 
 def _events(

@@ -14,6 +14,7 @@ from langgraph_sdk.client import (
 
 from lghard.sdk.ids import checks_thread_ids, server_id, thread_metadata
 from lghard.sdk.policy import RunPolicy
+from lghard.sdk.thread_streams import HardenedSyncThreadStream, HardenedThreadStream
 
 
 def named(options: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +51,16 @@ class HardenedThreadsClient(ThreadsClient):
         async def create(self, **options):
             return await super().create(**named(options))
 
+        @wraps(ThreadsClient.stream)
+        def stream(self, thread_id=None, **options):
+            thread_id = None if thread_id is None else server_id(thread_id)
+            return HardenedThreadStream.of(
+                self.http,
+                self._policy,
+                options.get("transport", "sse"),
+                lambda http: ThreadsClient(http).stream(thread_id, **options),
+            )
+
 
 @checks_thread_ids
 class HardenedSyncThreadsClient(SyncThreadsClient):
@@ -64,6 +75,16 @@ class HardenedSyncThreadsClient(SyncThreadsClient):
         @wraps(SyncThreadsClient.create)
         def create(self, **options):
             return super().create(**named(options))
+
+        @wraps(SyncThreadsClient.stream)
+        def stream(self, thread_id=None, **options):
+            thread_id = None if thread_id is None else server_id(thread_id)
+            return HardenedSyncThreadStream.of(
+                self.http,
+                self._policy,
+                options.get("transport", "sse"),
+                lambda http: SyncThreadsClient(http).stream(thread_id, **options),
+            )
 
 
 @checks_thread_ids

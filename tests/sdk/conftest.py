@@ -1,8 +1,10 @@
 """A LangGraph server for all tests of the SDK's clients, and what its graphs did."""
 
+import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import langgraph_sdk
 import pytest
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 
+from lghard import RunPolicy
 from lghard.testing import FaultProxy, LangGraphServer
+from tests.sdk.clients import Client, open_client
 
 HERE = Path(__file__).parent
+Connect = Callable[..., Awaitable[Client]]
 GRAPHS = ("slow", "sync", "stubborn", "fail", "ask", "echo")
 
 
@@ -82,3 +87,40 @@ def sync_stock(server: LangGraphServer) -> Iterator[SyncLangGraphClient]:
     """The SDK's own synchronous client, straight to the server."""
     with langgraph_sdk.get_sync_client(url=server.url, api_key=None) as client:
         yield client
+
+
+@pytest.fixture(params=["async", "sync"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which half of the SDK is used."""
+    return request.param
+
+
+@pytest.fixture
+async def connect(kind: str, server: LangGraphServer) -> AsyncIterator[Connect]:
+    """A function that opens a client of this kind, straight to the server or through a proxy."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(
+            proxy: FaultProxy | None = None, policy: RunPolicy | None = None, *, stock: bool = False
+        ) -> Client:
+            url = server.url if proxy is None else proxy.url(server.url)
+            client = asynccontextmanager(open_client)(kind, url, policy, stock=stock)
+            return await stack.enter_async_context(client)
+
+        yield connect
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], Awaitable[Any]]:
+    """Poll until a condition holds, awaited if need be; thirty seconds are for busy machines."""
+
+    async def until(condition: Callable[[], Any]) -> Any:
+        async with asyncio.timeout(30):
+            while True:
+                value = condition()
+                value = await value if isinstance(value, Awaitable) else value
+                if value:
+                    return value
+                await asyncio.sleep(0.01)
+
+    return until
