@@ -36,12 +36,16 @@ if TYPE_CHECKING:
     )
     from lghard.sdk import (
         CircuitOpenError,
+        RunHandle,
         RunPolicy,
+        RunResult,
+        await_run,
         create_run_once,
         forget_run_key,
         get_client,
         get_sync_client,
         harden_client,
+        start_run,
     )
 
 __all__ = [
@@ -56,13 +60,16 @@ __all__ = [
     "RunCancelledError",
     "RunDeadlineError",
     "RunFailedError",
+    "RunHandle",
     "RunKeyReusedError",
     "RunOutcomeUnknownError",
     "RunPolicy",
+    "RunResult",
     "SchemaSetupError",
     "StatementRefusedError",
     "ThreadDeletedError",
     "ThreadIdError",
+    "await_run",
     "close_shared_pools",
     "create_run_once",
     "forget_run_key",
@@ -74,6 +81,7 @@ __all__ = [
     "open_store",
     "plan_pool",
     "shared_pool",
+    "start_run",
 ]
 
 _HOMES = {
@@ -88,13 +96,16 @@ _HOMES = {
     "RunCancelledError": "lghard.errors",
     "RunDeadlineError": "lghard.errors",
     "RunFailedError": "lghard.errors",
+    "RunHandle": "lghard.sdk",
     "RunKeyReusedError": "lghard.errors",
     "RunOutcomeUnknownError": "lghard.errors",
     "RunPolicy": "lghard.sdk",
+    "RunResult": "lghard.sdk",
     "SchemaSetupError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
     "ThreadIdError": "lghard.errors",
+    "await_run": "lghard.sdk",
     "close_shared_pools": "lghard.postgres",
     "create_run_once": "lghard.sdk",
     "forget_run_key": "lghard.sdk",
@@ -106,6 +117,7 @@ _HOMES = {
     "open_store": "lghard.postgres",
     "plan_pool": "lghard.postgres",
     "shared_pool": "lghard.postgres",
+    "start_run": "lghard.sdk",
 }
 
 

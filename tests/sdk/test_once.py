@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -14,11 +15,14 @@ from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 from langgraph_sdk.errors import ConflictError, NotFoundError
 
 from lghard import (
+    RunCancelledError,
     RunKeyReusedError,
     RunOutcomeUnknownError,
+    RunPolicy,
     ThreadIdError,
     create_run_once,
     forget_run_key,
+    get_client,
 )
 from lghard.sdk.once import CLAIM, NAMESPACE, TOKEN
 from lghard.testing import FaultProxy, LangGraphServer
@@ -461,6 +465,44 @@ async def test_wrong_arguments(
         with pytest.raises(error, match=words):
             await create_run_once(client, arguments.pop("thread_id"), "echo", **arguments)
     assert [] == counting.requests
+
+
+async def test_policy_of_a_hardened_client_holds(server: LangGraphServer, effects: Effects) -> None:
+    """A second run interrupts the first, as any run of that client does."""
+    key = effects.new_key()
+    async with get_client(url=server.url, api_key=None) as client:
+        thread_id = (await client.threads.create())["thread_id"]
+        slow = {"key": key, "pause": 60.0}
+        first = await create_run_once(client, thread_id, "slow", key=f"{key}1", input=slow)
+        await once(client, f"{key}2", thread_id, input={})
+        with pytest.raises(RunCancelledError, match="superseded"):
+            await client.runs.join(thread_id, first["run_id"])
+
+
+async def test_client_that_creates_threads_by_policy(
+    server: LangGraphServer, effects: Effects
+) -> None:
+    """The thread is there before the run, so that the run does not leave it its token."""
+    thread_id = str(uuid5(NAMESPACE, effects.new_key()))
+    policy = RunPolicy(if_not_exists="create")
+    async with get_client(url=server.url, api_key=None, policy=policy) as client:
+        await once(client, effects.new_key(), thread_id)
+        assert TOKEN not in (await client.threads.get(thread_id))["metadata"]
+
+
+async def test_thread_id_that_has_a_uuid(stock: LangGraphClient, effects: Effects) -> None:
+    """Its thread is created with what the id stands for."""
+    thread_id = NamedThread(uuid5(NAMESPACE, effects.new_key()))
+    run = await once(stock, effects.new_key(), thread_id)
+    assert str(thread_id.uuid) == run["thread_id"]
+    thread = await stock.threads.get(run["thread_id"])
+    assert "mary" == thread["metadata"]["user"]
+
+
+@dataclass
+class NamedThread:
+    uuid: UUID
+    metadata: dict[str, str] = field(default_factory=lambda: {"user": "mary"})
 
 
 def test_is_async_or_sync_as_its_client(server: LangGraphServer, sync_stock: SyncLangGraphClient):
