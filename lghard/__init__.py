@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         RunCancelledError,
         RunDeadlineError,
         RunFailedError,
+        RunKeyReusedError,
+        RunOutcomeUnknownError,
         SchemaSetupError,
         ThreadDeletedError,
         ThreadIdError,
@@ -32,9 +34,22 @@ if TYPE_CHECKING:
         plan_pool,
         shared_pool,
     )
-    from lghard.sdk import RunPolicy, get_client, get_sync_client, harden_client
+    from lghard.sdk import (
+        CircuitOpenError,
+        RunHandle,
+        RunPolicy,
+        RunResult,
+        await_run,
+        create_run_once,
+        forget_run_key,
+        get_client,
+        get_sync_client,
+        harden_client,
+        start_run,
+    )
 
 __all__ = [
+    "CircuitOpenError",
     "ForeignLoopError",
     "HardenedAsyncPostgresSaver",
     "LghardError",
@@ -45,12 +60,19 @@ __all__ = [
     "RunCancelledError",
     "RunDeadlineError",
     "RunFailedError",
+    "RunHandle",
+    "RunKeyReusedError",
+    "RunOutcomeUnknownError",
     "RunPolicy",
+    "RunResult",
     "SchemaSetupError",
     "StatementRefusedError",
     "ThreadDeletedError",
     "ThreadIdError",
+    "await_run",
     "close_shared_pools",
+    "create_run_once",
+    "forget_run_key",
     "get_client",
     "get_sync_client",
     "harden_client",
@@ -59,9 +81,11 @@ __all__ = [
     "open_store",
     "plan_pool",
     "shared_pool",
+    "start_run",
 ]
 
 _HOMES = {
+    "CircuitOpenError": "lghard.sdk",
     "ForeignLoopError": "lghard.errors",
     "HardenedAsyncPostgresSaver": "lghard.postgres",
     "LghardError": "lghard.errors",
@@ -72,12 +96,19 @@ _HOMES = {
     "RunCancelledError": "lghard.errors",
     "RunDeadlineError": "lghard.errors",
     "RunFailedError": "lghard.errors",
+    "RunHandle": "lghard.sdk",
+    "RunKeyReusedError": "lghard.errors",
+    "RunOutcomeUnknownError": "lghard.errors",
     "RunPolicy": "lghard.sdk",
+    "RunResult": "lghard.sdk",
     "SchemaSetupError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
     "ThreadIdError": "lghard.errors",
+    "await_run": "lghard.sdk",
     "close_shared_pools": "lghard.postgres",
+    "create_run_once": "lghard.sdk",
+    "forget_run_key": "lghard.sdk",
     "get_client": "lghard.sdk",
     "get_sync_client": "lghard.sdk",
     "harden_client": "lghard.sdk",
@@ -86,6 +117,7 @@ _HOMES = {
     "open_store": "lghard.postgres",
     "plan_pool": "lghard.postgres",
     "shared_pool": "lghard.postgres",
+    "start_run": "lghard.sdk",
 }
 
 

@@ -120,3 +120,22 @@ class RunFailedError(LghardError):
         self.message = message
         self.thread_id = thread_id
         self.run_id = run_id
+
+
+class RunOutcomeUnknownError(LghardError):
+    """It is not known whether a run was created, and finding out by trying could create two.
+
+    The message says why, what was looked at, and what to do next. Calling `create_run_once` again
+    with the same key is always safe: it looks again.
+    """
+
+    __module__ = "lghard"
+
+
+class RunKeyReusedError(LghardError, ValueError):
+    """A key of `create_run_once` was used before, for a run with other arguments.
+
+    No run was created by this call.
+    """
+
+    __module__ = "lghard"

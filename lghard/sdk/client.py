@@ -17,7 +17,9 @@ from langgraph_sdk.client import (
     SyncStoreClient,
 )
 
+from lghard.sdk.circuit import guarded, unguarded
 from lghard.sdk.policy import RunPolicy
+from lghard.sdk.retrying import Retries, RetryingHttp, RetryingSyncHttp
 from lghard.sdk.runs import HardenedRunsClient, HardenedSyncRunsClient
 from lghard.sdk.threads import (
     HardenedCronClient,
@@ -30,14 +32,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def _harden_http(client: httpx.AsyncClient, policy: RunPolicy) -> HttpClient:  # noqa: ARG001
-    """Return what sends the requests of a client: retries and the circuit breaker live there."""
-    return HttpClient(client)
+def _harden_http(client: httpx.AsyncClient, policy: RunPolicy) -> HttpClient:
+    """Return what sends the requests of a client, under retries and the circuit breaker."""
+    client = guarded(client) if policy.circuit else unguarded(client)
+    return RetryingHttp(client, Retries(policy.retries))
 
 
-def _harden_sync_http(client: httpx.Client, policy: RunPolicy) -> SyncHttpClient:  # noqa: ARG001
+def _harden_sync_http(client: httpx.Client, policy: RunPolicy) -> SyncHttpClient:
     """Do the same for the synchronous client."""
-    return SyncHttpClient(client)
+    client = guarded(client) if policy.circuit else unguarded(client)
+    return RetryingSyncHttp(client, Retries(policy.retries))
 
 
 class HardenedClient(LangGraphClient):
