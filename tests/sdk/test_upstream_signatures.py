@@ -93,7 +93,8 @@ def test_client_that_exists_keeps_its_connections() -> None:
     """Hardening takes over what there is: headers, transport, and an in-process server."""
     stock = langgraph_sdk.get_client(url=None)
     hardened = harden_client(stock, policy=RunPolicy(deadline=1.0))
-    assert stock.http.client is hardened.http.client
+    assert stock.http.client.headers is hardened.http.client.headers
+    assert stock.http.client._transport is hardened.http.client._transport.inner
     assert RunPolicy(deadline=1.0) == hardened.policy
     assert RunPolicy() == harden_client(hardened).policy
     assert "http://api" in repr(hardened)
