@@ -6,7 +6,7 @@ A method or an argument that is not in `methods.json` fails a test until somebod
 import json
 from pathlib import Path
 
-from lghard.sdk.methods import METHODS as REPEATED
+from lghard.sdk.methods import METHODS as REPEATS
 
 METHODS = json.loads((Path(__file__).parent / "methods.json").read_text())
 ARGUMENTS = {method: set(decided["arguments"].split()) for method, decided in METHODS.items()}
@@ -18,16 +18,18 @@ def treatment(method: str) -> str:
     return f"{METHODS[method]['policy']} {checked}".strip() or "Nothing."
 
 
-def repetition(method: str) -> str:
-    """Whether it is tried again, for each way of calling it."""
-    ways = {key: repeat for key, repeat in REPEATED.items() if key.partition(",")[0] == method}
-    texts = [
-        f"{key.partition(', ')[2]}: {repeat.value}".lstrip(": ") for key, repeat in ways.items()
-    ]
-    return "; ".join(texts)
+def repeats(method: str) -> str:
+    """What becomes of a request whose answer was lost."""
+    cases = [key for key in REPEATS if key.startswith(f"{method}, ")]
+    special = [f"With {_code(key.partition(', ')[2])}: {REPEATS[key].value}." for key in cases]
+    return " ".join([f"{REPEATS[method].value.capitalize()}.", *special])
+
+
+def _code(arguments: str) -> str:
+    return " and ".join(f"`{argument}`" for argument in arguments.split(" and "))
 
 
 def table() -> str:
     """The table of the documentation."""
-    rows = [f"| `{method}` | {treatment(method)} | {repetition(method)} |" for method in METHODS]
-    return "\n".join(["| method | policy | retries |", "|---|---|---|", *rows])
+    rows = [f"| `{method}` | {treatment(method)} | {repeats(method)} |" for method in METHODS]
+    return "\n".join(["| method | what the policy does | retries |", "|---|---|---|", *rows])
