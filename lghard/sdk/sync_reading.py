@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from copy import copy
+from time import monotonic
 from typing import Any, cast
 
 import httpx
@@ -44,10 +45,17 @@ class SyncCallHttp(SyncHttpClient):
                     try:
                         with closing(_events(http, path, method, request)) as parts:
                             for part in parts:
-                                watch.event()
-                                call.see(part)
+                                watch.waiting = False
+                                if part.id:
+                                    call.last_event_id = part.id
+                                if not call.is_fresh:
+                                    watch.begun()
+                                    call.is_fresh = True
+                                if part.event == "error":
+                                    call.see_error(part)
                                 yield part
-                                watch.wait()
+                                watch.since = monotonic()
+                                watch.waiting = True
                                 if watch.expired:
                                     raise call.deadline_error(watch)
                         watch.rests()
