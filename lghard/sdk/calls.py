@@ -72,6 +72,7 @@ class RunCall:
         settles: Whether it matters how the run ended.
         from_beginning: Whether a stream that is taken up before its first event is told from the
             beginning of its run.
+        is_sent: Whether the request may have left.
         is_fresh: Whether an event has arrived on this connection.
     """
 
@@ -92,6 +93,7 @@ class RunCall:
     settles: bool = True
     from_beginning: bool = True
     is_fresh: bool = False
+    is_sent: bool = False
 
     def notice(
         self, on_response: Callable[[httpx.Response], None] | None
@@ -123,7 +125,9 @@ class RunCall:
     @property
     def unnamed(self) -> str | None:
         """Why a run that is unknown cannot be cancelled, if it is not cancelled all the same."""
-        return "the server has not told which run it is" if self.cancelled_by_us else None
+        if not self.cancelled_by_us or not self.is_sent:
+            return None
+        return "the server has not told which run it is"
 
     def see_error(self, part: StreamPart) -> None:
         """Take note of an `error` event."""

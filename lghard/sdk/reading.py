@@ -40,6 +40,7 @@ class CallHttp(HttpClient):
         with AsyncWatch(self._policy, has_events=True) as watch:
             try:
                 await perform(self._http, call.prepare(), call.headers)
+                call.is_sent = True
                 while not ended:
                     try:
                         async with aclosing(self._events(path, method, request)) as parts:
@@ -96,6 +97,7 @@ class CallHttp(HttpClient):
         return cast("AsyncGenerator[StreamPart, None]", self._http.stream(path, method, **request))
 
     async def _answer(self, path: str, method: str, request: dict[str, Any]) -> Any:
+        self._call.is_sent = True
         while True:
             try:
                 return await self._http.request_reconnect(

@@ -41,6 +41,7 @@ class SyncCallHttp(SyncHttpClient):
             request["on_response"] = self._looking(on_response, watch)
             try:
                 perform_sync(http, call.prepare(), call.headers, watch)
+                call.is_sent = True
                 while not ended:
                     try:
                         with closing(_events(http, path, method, request)) as parts:
@@ -102,6 +103,7 @@ class SyncCallHttp(SyncHttpClient):
         request: dict[str, Any],
         watch: SyncWatch,
     ) -> Any:
+        self._call.is_sent = True
         while True:
             try:
                 return http.request_reconnect(path, method, reconnect_limit=0, **request)
