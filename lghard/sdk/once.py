@@ -329,6 +329,12 @@ class _Creation:
         )
 
     def _compare(self, claim: Mapping[str, Any]) -> None:
+        if TOKEN not in claim:
+            raise RunOutcomeUnknownError(
+                f"Whether there is a run with this key is unknown: thread {self._first} says nothing"
+                " of it. Either somebody else has created that thread, or the server does not keep"
+                " the metadata of threads. This call has created no run."
+            )
         if claim.get(_ARGUMENTS) != self._claim[_ARGUMENTS]:
             raise RunKeyReusedError(
                 "This key belongs to a run with other arguments: of another assistant or graph,"

@@ -9,6 +9,11 @@ THREAD, RUN = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-2
 _HEARTBEAT = {"stream": b": heartbeat\r\n\r\n", "wait": b"\n", "join": b"\n", "events": b": .\n\n"}
 _EVENT = b'event: metadata\r\ndata: {"run_id": "x"}\r\n\r\n'
 
+_BODIES = {
+    "commands": b'{"id": 1, "result": {"run_id": "%b"}}' % RUN.encode(),
+    "state": b'{"values": {}, "next": ["step"], "tasks": [{}]}',
+}
+
 
 @dataclass
 class Heartbeats:
@@ -44,7 +49,7 @@ class Heartbeats:
                 await reader.readexactly(length)
                 if not await self._respond(head.split()[1].decode().partition("?")[0], writer):
                     return
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             return
         finally:
             writer.close()
@@ -56,9 +61,7 @@ class Heartbeats:
             return False
         if kind == "cancel":
             self.cancelled.append(path)
-        body = (
-            b'{"id": 1, "result": {"run_id": "%b"}}' % RUN.encode() if kind == "commands" else b""
-        )
+        body = _BODIES.get(kind, b"")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         await writer.drain()
         return True

@@ -34,7 +34,7 @@ AT_ONCE = 40
 CREATION = b"/runs HTTP"
 """What only the first line of a request ends with that creates a run."""
 CLAIMING = b'"if_exists":"raise"'
-IMPATIENCE = 0.5
+IMPATIENCE = 1.0
 """Seconds after which some clients of these tests give an answer up."""
 
 Client = LangGraphClient | SyncLangGraphClient
@@ -177,7 +177,7 @@ async def test_requests_that_arrive_after_the_look(
     """
     client = connect(kind, broken_url, read=IMPATIENCE)
     proxy.hold_requests(containing=CREATION)
-    unknown = await in_each(lambda key: outcome(once(client, key, timeout=0.1)), keys)
+    unknown = await in_each(lambda key: outcome(once(client, key, timeout=0.5)), keys)
     assert [0] * len(keys) == executions(effects, keys)
     proxy.release()
     async with asyncio.timeout(20):
@@ -365,6 +365,14 @@ async def test_claim_whose_owner_died(
     assert "forget_run_key(client, key)" in str(unknown.value)
     await call(forget_run_key, client, key)
     assert isinstance(await once(client, key), dict)
+
+
+async def test_thread_that_is_no_claim(stock: LangGraphClient, effects: Effects) -> None:
+    """Somebody else has created the thread that stands for the key: no run is created."""
+    key = effects.new_key()
+    await stock.threads.create(thread_id=str(uuid5(NAMESPACE, key)))
+    with pytest.raises(RunOutcomeUnknownError, match="says nothing of it"):
+        await once(stock, key)
 
 
 async def test_forgetting_a_key_leaves_nothing_of_it(

@@ -89,15 +89,17 @@ def test_factories_have_the_sdks_arguments_and_a_policy(own: Any, ours: Any) -> 
         ours(no_such_argument=True)
 
 
-def test_client_that_exists_keeps_its_connections() -> None:
-    """Hardening takes over what there is: headers, transport, and an in-process server."""
-    stock = langgraph_sdk.get_client(url=None)
-    hardened = harden_client(stock, policy=RunPolicy(deadline=1.0))
-    assert stock.http.client.headers is hardened.http.client.headers
-    assert stock.http.client._transport is hardened.http.client._transport.inner
-    assert RunPolicy(deadline=1.0) == hardened.policy
-    assert RunPolicy() == harden_client(hardened).policy
-    assert "http://api" in repr(hardened)
+async def test_client_that_exists_keeps_its_connections() -> None:
+    """Hardening takes over what there is: headers, timeouts, and an in-process server."""
+    async with langgraph_sdk.get_client(url=None, headers={"x-mine": "1"}, timeout=7) as stock:
+        hardened = harden_client(stock, policy=RunPolicy(deadline=1.0))
+        assert ("1", 7) == (
+            hardened.http.client.headers["x-mine"],
+            hardened.http.client.timeout.read,
+        )
+        assert RunPolicy(deadline=1.0) == hardened.policy
+        assert RunPolicy() == harden_client(hardened).policy
+        assert "http://api" in repr(hardened)
 
 
 def test_harden_client_takes_clients_only() -> None:
