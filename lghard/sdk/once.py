@@ -255,7 +255,8 @@ class _Creation:
                 )
                 return _metadata(claim)
             except _FAILURES as error:
-                if not was_never_sent(error) and (claim := (yield from self._read(claim_id))):
+                claim = None if was_never_sent(error) else (yield from self._read(claim_id))
+                if claim is not None:
                     return claim
                 yield from _wait_or_raise(error, waits, _NOT_CLAIMED)
 
@@ -331,9 +332,9 @@ class _Creation:
     def _compare(self, claim: Mapping[str, Any]) -> None:
         if TOKEN not in claim:
             raise RunOutcomeUnknownError(
-                f"Whether there is a run with this key is unknown: thread {self._first} says nothing"
-                " of it. Either somebody else has created that thread, or the server does not keep"
-                " the metadata of threads. This call has created no run."
+                "Whether there is a run with this key is unknown: the thread that stands for the"
+                f" key, {self._first}, says nothing of it. Either somebody else has created it, or"
+                " the server does not keep the metadata of threads. This call has created no run."
             )
         if claim.get(_ARGUMENTS) != self._claim[_ARGUMENTS]:
             raise RunKeyReusedError(
