@@ -25,6 +25,7 @@ def test_every_example_is_tested():
         "many_conversations.py",
         "on_server.py",
         "remember.py",
+        "run_once.py",
         "sdk_client.py",
         "shared_pool.py",
         "survive.py",
@@ -62,6 +63,17 @@ def test_remember():
     ]
     assert int(rows["killed"][0]) > 20
     assert int(rows["users lost"][1]) > 0
+
+
+def test_run_once():
+    """Every order is charged once; with a retry loop around the SDK, orders are charged again."""
+    printed = run("run_once.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    assert ["50 of 50", "0", "50", "100 of 100", "50"] == [
+        rows[name][0]
+        for name in ("orders charged", "more than once", "charges", "answered", "answers lost")
+    ]
+    assert int(rows["more than once"][1]) > 0
 
 
 def test_sdk_client():

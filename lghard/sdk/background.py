@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypedDict, cast, overload
 
-import httpx
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 from langgraph_sdk.errors import NotFoundError
 from langgraph_sdk.schema import Run, ThreadState
 
 from lghard.errors import RunCancelledError, RunDeadlineError, RunFailedError
 from lghard.sdk.once import create_run_once
-from lghard.sdk.outcomes import is_transient
+from lghard.sdk.outcomes import FAILURES, is_transient
 from lghard.sdk.steps import Steps, pauses, walk, walk_sync
 
 Client = LangGraphClient | SyncLangGraphClient
@@ -238,7 +237,7 @@ def _patiently(
     while True:
         try:
             return (yield request)
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             if not is_transient(error):
                 raise
             yield _next_pause(waits, ids, limit, error)
@@ -248,7 +247,7 @@ def _next_pause(
     waits: Iterator[float],
     ids: RunHandle,
     limit: float,
-    cause: httpx.HTTPError | None = None,
+    cause: Exception | None = None,
 ) -> float:
     for pause in waits:
         return pause

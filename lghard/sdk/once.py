@@ -24,7 +24,6 @@ from itertools import chain, count
 from typing import Any, cast, overload
 from uuid import UUID, uuid4, uuid5
 
-import httpx
 import orjson
 from langgraph_sdk._shared.utilities import _orjson_default
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
@@ -33,7 +32,7 @@ from langgraph_sdk.schema import Run
 
 from lghard.errors import RunKeyReusedError, RunOutcomeUnknownError
 from lghard.sdk.ids import server_id, thread_metadata
-from lghard.sdk.outcomes import is_transient, status_of, was_never_sent, was_refused
+from lghard.sdk.outcomes import FAILURES, is_transient, status_of, was_never_sent, was_refused
 from lghard.sdk.steps import Steps, pauses, walk, walk_sync
 
 NAMESPACE = UUID("6f0d5b9e-6a2c-5f0e-9a55-1f1f6f9d8b3a")
@@ -57,9 +56,6 @@ _PAGE = 100
 _MOST_GENERATIONS = 100
 
 Client = LangGraphClient | SyncLangGraphClient
-
-# What a request ends with; the latter, if somebody else than the server has answered.
-_FAILURES = (httpx.HTTPError, orjson.JSONDecodeError)
 
 
 @overload
@@ -237,7 +233,7 @@ class _Creation:
                     metadata=self._thread_metadata,
                     ttl=ttl,
                 )
-            except _FAILURES as error:
+            except FAILURES as error:
                 yield from _wait_or_raise(error, waits, "No run was created.")
             else:
                 return
@@ -254,8 +250,9 @@ class _Creation:
                     thread_id=claim_id, if_exists="raise", metadata=self._claim, ttl=self._ttl
                 )
                 return _metadata(claim)
-            except _FAILURES as error:
-                if not was_never_sent(error) and (claim := (yield from self._read(claim_id))):
+            except FAILURES as error:
+                claim = None if was_never_sent(error) else (yield from self._read(claim_id))
+                if claim is not None:
                     return claim
                 yield from _wait_or_raise(error, waits, _NOT_CLAIMED)
 
@@ -263,7 +260,7 @@ class _Creation:
         """What a claim says; None if it is not there, or the server does not say."""
         try:
             return _metadata((yield lambda: self._client.threads.get(claim_id)))
-        except _FAILURES:
+        except FAILURES:
             return None
 
     def _create(self, claim_id: str) -> Steps[Run]:
@@ -294,8 +291,8 @@ class _Creation:
         while True:
             try:
                 yield lambda: self._client.threads.update(claim_id, metadata={_REFUSED: True})
-            except _FAILURES as failure:
-                if _may_pass(failure) and (pause := next(waits, None)) is not None:
+            except FAILURES as failure:
+                if is_transient(failure) and (pause := next(waits, None)) is not None:
                     yield pause
                     continue
                 error.add_note(_NOT_GIVEN_UP)
@@ -329,6 +326,12 @@ class _Creation:
         )
 
     def _compare(self, claim: Mapping[str, Any]) -> None:
+        if TOKEN not in claim:
+            raise RunOutcomeUnknownError(
+                "Whether there is a run with this key is unknown: the thread that stands for the"
+                f" key, {self._first}, says nothing of it. Either somebody else has created it, or"
+                " the server does not keep the metadata of threads. This call has created no run."
+            )
         if claim.get(_ARGUMENTS) != self._claim[_ARGUMENTS]:
             raise RunKeyReusedError(
                 "This key belongs to a run with other arguments: of another assistant or graph,"
@@ -343,8 +346,8 @@ class _Creation:
             if run_id is None:
                 return None
             run: Run = yield lambda: self._client.runs.get(self._thread_id, run_id)
-        except _FAILURES as error:
-            if _may_pass(error):
+        except FAILURES as error:
+            if is_transient(error):
                 return None
             reason = f"the runs of the thread cannot be read ({_words(error)})"
             raise self._unknown(reason, "Was the thread deleted?") from error
@@ -463,7 +466,7 @@ def _metadata(record: Any) -> Mapping[str, Any]:
 def _wait_or_raise(error: Exception, waits: Iterator[float], note: str) -> Steps[None]:
     """Wait before the next attempt, or raise what the last one ended with."""
     is_there = status_of(error) == HTTPStatus.CONFLICT
-    pause = next(waits, None) if is_there or _may_pass(error) else None
+    pause = next(waits, None) if is_there or is_transient(error) else None
     if pause is not None:
         yield pause
     elif is_there:
@@ -475,10 +478,6 @@ def _wait_or_raise(error: Exception, waits: Iterator[float], note: str) -> Steps
     else:
         error.add_note(note)
         raise error
-
-
-def _may_pass(error: Exception) -> bool:
-    return is_transient(error) or not isinstance(error, httpx.HTTPError)
 
 
 def _words(error: Exception | None) -> str:

@@ -5,6 +5,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import httpx
+import orjson
 
 from lghard.errors import LghardError
 
@@ -20,6 +21,9 @@ UNAVAILABLE = frozenset(
 
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """The errors of a request of which not one byte has left this machine."""
+
+FAILURES = (httpx.HTTPError, orjson.JSONDecodeError)
+"""What a request ends with; the latter, when somebody else than the server has answered."""
 
 _NOT_OF_THE_NETWORK = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
@@ -67,6 +71,8 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
     if isinstance(error, httpx.TransportError):
         return not isinstance(error, _NOT_OF_THE_NETWORK)
+    if isinstance(error, orjson.JSONDecodeError):
+        return True  # it is the page of a gateway
     return status_of(error) in UNAVAILABLE
 
 

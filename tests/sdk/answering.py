@@ -14,6 +14,7 @@ class Answering(ThreadingHTTPServer):
     Attributes:
         answers: Each is a status, and headers.
         requests: What was asked for, as "GET /threads/1".
+        bodies: What was sent with that.
     """
 
     daemon_threads = True
@@ -22,15 +23,17 @@ class Answering(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers: list[tuple[int, dict[str, str]]] = [(200, {})]
         self.requests: list[str] = []
+        self.bodies: list[bytes] = []
         self._turn = threading.Lock()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def next_answer(self, request: str) -> tuple[int, dict[str, str]]:
+    def next_answer(self, request: str, body: bytes) -> tuple[int, dict[str, str]]:
         with self._turn:
             self.requests.append(request)
+            self.bodies.append(body)
             return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
@@ -39,10 +42,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: Answering
 
     def answer(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))
+        sent = self.rfile.read(int(self.headers.get("content-length", 0)))
         path = self.path.partition("?")[0]
-        status, headers = self.server.next_answer(f"{self.command} {path}")
-        body = json.dumps({"status": status}).encode()
+        status, headers = self.server.next_answer(f"{self.command} {path}", sent)
+        body = json.dumps({"status": status, "thread_id": "t", "run_id": "r"}).encode()
         self.send_response(status)
         for name, value in {"content-type": "application/json", **headers}.items():
             self.send_header(name, value)

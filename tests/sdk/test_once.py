@@ -26,6 +26,7 @@ from lghard import (
 )
 from lghard.sdk.once import CLAIM, NAMESPACE, TOKEN
 from lghard.testing import FaultProxy, LangGraphServer
+from tests.sdk.answering import answering
 from tests.sdk.conftest import Effects
 from tests.sdk.interference import FAULTS, Interference
 
@@ -34,7 +35,7 @@ AT_ONCE = 40
 CREATION = b"/runs HTTP"
 """What only the first line of a request ends with that creates a run."""
 CLAIMING = b'"if_exists":"raise"'
-IMPATIENCE = 0.5
+IMPATIENCE = 1.0
 """Seconds after which some clients of these tests give an answer up."""
 
 Client = LangGraphClient | SyncLangGraphClient
@@ -177,7 +178,7 @@ async def test_requests_that_arrive_after_the_look(
     """
     client = connect(kind, broken_url, read=IMPATIENCE)
     proxy.hold_requests(containing=CREATION)
-    unknown = await in_each(lambda key: outcome(once(client, key, timeout=0.1)), keys)
+    unknown = await in_each(lambda key: outcome(once(client, key, timeout=0.5)), keys)
     assert [0] * len(keys) == executions(effects, keys)
     proxy.release()
     async with asyncio.timeout(20):
@@ -367,6 +368,14 @@ async def test_claim_whose_owner_died(
     assert isinstance(await once(client, key), dict)
 
 
+async def test_thread_that_is_no_claim(stock: LangGraphClient, effects: Effects) -> None:
+    """Somebody else has created the thread that stands for the key: no run is created."""
+    key = effects.new_key()
+    await stock.threads.create(thread_id=str(uuid5(NAMESPACE, key)))
+    with pytest.raises(RunOutcomeUnknownError, match="says nothing of it"):
+        await once(stock, key)
+
+
 async def test_forgetting_a_key_leaves_nothing_of_it(
     kind: str, connect: Connect, server: LangGraphServer, stock: LangGraphClient, effects: Effects
 ) -> None:
@@ -477,6 +486,28 @@ async def test_policy_of_a_hardened_client_holds(server: LangGraphServer, effect
         await once(client, f"{key}2", thread_id, input={})
         with pytest.raises(RunCancelledError, match="superseded"):
             await client.runs.join(thread_id, first["run_id"])
+
+
+async def test_hardened_client_repeats_no_creation(
+    broken_url: str, proxy: FaultProxy, stock: LangGraphClient, effects: Effects
+) -> None:
+    """Its retries are for what may be repeated."""
+    key = effects.new_key()
+    proxy.lose_responses(1, containing=CREATION)
+    async with get_client(url=broken_url, api_key=None) as client:
+        await once(client, key)
+    await wait_until_quiet(stock)
+    assert (1, [1]) == (proxy.lost, executions(effects, [key]))
+
+
+async def test_key_of_somebody_else() -> None:
+    """A record that exists and may not be read: no run is created, and the error says why."""
+    with answering() as upstream:
+        upstream.answers = [(200, {}), *[(409, {}), (404, {})] * 50]
+        async with langgraph_sdk.get_client(url=upstream.url, api_key=None) as client:
+            with pytest.raises(RunOutcomeUnknownError, match="another user's"):
+                await once(client, "key", timeout=0.1)
+    assert {"POST /threads"} == {line for line in upstream.requests if line.startswith("POST")}
 
 
 async def test_client_that_creates_threads_by_policy(
