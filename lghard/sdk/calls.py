@@ -24,7 +24,7 @@ logger = logging.getLogger("lghard.sdk")
 _RUN = re.compile(r"(?:/threads/(?P<thread_id>[^/]+))?/runs/(?P<run_id>[^/]+)$")
 _CANCELLATIONS = {"UserInterrupt", "UserRollback"}  # what servers before 0.16 call the graph's end
 _UNFINISHED = {"pending", "running"}
-_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """A stream may end a moment before its run's row says so."""
 _TOO_MANY, _SERVER_ERROR = 429, 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -262,7 +262,8 @@ class RunCall:
     def _ended(self) -> Generator[Ask | Sleep, Any, dict[str, Any] | None]:
         """Ask for the run until it has ended; None if it is gone."""
         run: dict[str, Any] | None = {"status": "success"}  # where nobody can tell
-        for pause in _PAUSES if self.path else ():
+        pauses = _PAUSES[:3] if self.resumable else _PAUSES  # looking again is waiting, too
+        for pause in pauses if self.path else ():
             yield Sleep(pause)
             try:
                 run = yield Ask("GET", f"{self.path}")

@@ -70,7 +70,10 @@ def cancel_sync(http: SyncHttpClient, call: RunCall) -> str | None:
     request = threading.Thread(
         target=lambda: problems.append(_cancel_sync(http, call)), name="lghard-cancel", daemon=True
     )
-    request.start()
+    try:
+        request.start()
+    except RuntimeError as error:  # the interpreter is shutting down
+        return repr(error)
     request.join(CANCEL_TIMEOUT)
     return problems[0] if problems else _NO_ANSWER
 

@@ -1,5 +1,6 @@
 """The runs of a client: its policy where the caller says nothing."""
 
+import sys
 import warnings
 from collections.abc import Mapping
 from functools import wraps
@@ -129,8 +130,16 @@ def add_defaults(policy: RunPolicy, thread_id: object, options: dict[str, Any]) 
             f" (multitask_strategy={policy.multitask_strategy!r} of the RunPolicy): give it a"
             " thread of its own or none, or pass a multitask_strategy to say that this is meant",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=_level_of_caller(),
         )
+
+
+def _level_of_caller() -> int:
+    """How far up the stack, for who calls this, the code is that called lghard."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith("lghard."):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def add_batch_defaults(policy: RunPolicy, payloads: list[Any]) -> list[Any]:

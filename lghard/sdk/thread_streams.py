@@ -20,7 +20,7 @@ from langgraph_sdk.client import HttpClient, SyncHttpClient
 from lghard.errors import RunDeadlineError
 from lghard.sdk.calls import RunCall
 from lghard.sdk.deadlines import AsyncWatch, SyncWatch, Watch
-from lghard.sdk.performing import cancel, cancel_sync
+from lghard.sdk.performing import cancel, cancel_sync, perform, perform_sync
 from lghard.sdk.policy import RunPolicy
 
 H = TypeVar("H", HttpClient, SyncHttpClient)
@@ -48,6 +48,10 @@ class Session(Generic[H]):
         """Take note of a run that was started."""
         if isinstance(result, dict) and result.get("run_id"):
             self.run_ids.append(str(result["run_id"]))
+
+    def opening(self, thread_id: str, metadata: dict[str, object] | None) -> RunCall:
+        """Return what the session begins with: its thread is created, if its id says with what."""
+        return RunCall(thread_id=thread_id, base_url=self.http.client.base_url, metadata=metadata)
 
     def calls(self, thread_id: str) -> list[RunCall]:
         """Return the session's runs as what can be cancelled."""
@@ -88,6 +92,7 @@ class HardenedThreadStream(AsyncThreadStream):
         RunDeadlineError: On leaving the block.
     """
 
+    thread_metadata: dict[str, object] | None = None
     _session: Session[HttpClient]
     _watch: _AsyncSessionWatch
 
@@ -112,6 +117,8 @@ class HardenedThreadStream(AsyncThreadStream):
         async def __aenter__(self):
             self._watch.__enter__()
             try:
+                call = self._session.opening(self.thread_id, self.thread_metadata)
+                await perform(self._session.http, call.prepare(), self._headers)
                 return await super().__aenter__()
             except BaseException as error:
                 await self._leave(error)
@@ -154,6 +161,7 @@ class HardenedSyncThreadStream(SyncThreadStream):
         RunDeadlineError: On leaving the block.
     """
 
+    thread_metadata: dict[str, object] | None = None
     _session: Session[SyncHttpClient]
     _watch: _SyncSessionWatch
 
@@ -179,6 +187,8 @@ class HardenedSyncThreadStream(SyncThreadStream):
         def __enter__(self):
             self._watch.__enter__()
             try:
+                call = self._session.opening(self.thread_id, self.thread_metadata)
+                perform_sync(self._session.http, call.prepare(), self._headers)
                 return super().__enter__()
             except BaseException:
                 self._watch.stop()

@@ -13,7 +13,9 @@ from langgraph_sdk.client import (
 )
 
 from lghard.sdk.ids import checks_thread_ids, server_id, thread_metadata
+from lghard.sdk.performing import perform, perform_sync
 from lghard.sdk.policy import RunPolicy
+from lghard.sdk.runs import created
 from lghard.sdk.thread_streams import HardenedSyncThreadStream, HardenedThreadStream
 
 
@@ -53,13 +55,15 @@ class HardenedThreadsClient(ThreadsClient):
 
         @wraps(ThreadsClient.stream)
         def stream(self, thread_id=None, **options):
-            thread_id = None if thread_id is None else server_id(thread_id)
-            return HardenedThreadStream.of(
+            name = None if thread_id is None else server_id(thread_id)
+            stream = HardenedThreadStream.of(
                 self.http,
                 self._policy,
                 options.get("transport", "sse"),
-                lambda http: ThreadsClient(http).stream(thread_id, **options),
+                lambda http: ThreadsClient(http).stream(name, **options),
             )
+            stream.thread_metadata = thread_metadata(thread_id)
+            return stream
 
 
 @checks_thread_ids
@@ -78,13 +82,15 @@ class HardenedSyncThreadsClient(SyncThreadsClient):
 
         @wraps(SyncThreadsClient.stream)
         def stream(self, thread_id=None, **options):
-            thread_id = None if thread_id is None else server_id(thread_id)
-            return HardenedSyncThreadStream.of(
+            name = None if thread_id is None else server_id(thread_id)
+            stream = HardenedSyncThreadStream.of(
                 self.http,
                 self._policy,
                 options.get("transport", "sse"),
-                lambda http: SyncThreadsClient(http).stream(thread_id, **options),
+                lambda http: SyncThreadsClient(http).stream(name, **options),
             )
+            stream.thread_metadata = thread_metadata(thread_id)
+            return stream
 
 
 @checks_thread_ids
@@ -103,8 +109,10 @@ class HardenedCronClient(CronClient):
 
         @wraps(CronClient.create_for_thread)
         async def create_for_thread(self, thread_id, *args, **options):
+            call = created(RunPolicy(), thread_id, {**options}, self.http.client.base_url)
+            await perform(self.http, call.prepare(), call.headers)
             return await super().create_for_thread(
-                server_id(thread_id), *args, **scheduled(self._policy, options)
+                call.thread_id, *args, **scheduled(self._policy, options)
             )
 
 
@@ -124,6 +132,8 @@ class HardenedSyncCronClient(SyncCronClient):
 
         @wraps(SyncCronClient.create_for_thread)
         def create_for_thread(self, thread_id, *args, **options):
+            call = created(RunPolicy(), thread_id, {**options}, self.http.client.base_url)
+            perform_sync(self.http, call.prepare(), call.headers)
             return super().create_for_thread(
-                server_id(thread_id), *args, **scheduled(self._policy, options)
+                call.thread_id, *args, **scheduled(self._policy, options)
             )

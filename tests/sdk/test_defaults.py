@@ -3,12 +3,14 @@
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 
+import lghard
 from lghard import RunPolicy, ThreadIdError, harden_client
 from tests.sdk.clients import Client
 from tests.sdk.wire import RUN, THREAD, Wire
@@ -136,9 +138,10 @@ async def test_resumable_policy_cancels_what_cannot_be_taken_up(client: Open, wi
 
 async def test_delayed_run_interrupts_nobody_and_is_warned_about(client: Open, wire: Wire) -> None:
     """It would interrupt now what it means to follow, and the next message cancels it."""
-    with pytest.warns(RuntimeWarning, match="the next message cancels it"):
+    with pytest.warns(RuntimeWarning, match="the next message cancels it") as warned:
         await client(RunPolicy()).call("runs.create", THREAD, "agent", after_seconds=60)
     assert {} == chosen(wire.body())
+    assert not Path(warned[0].filename).is_relative_to(Path(lghard.__file__).parent)
 
 
 @pytest.mark.parametrize(
@@ -200,15 +203,32 @@ async def test_uuid_is_sent_as_it_is(client: Open, wire: Wire, thread_id: Any) -
     assert [("GET", f"/threads/{thread_id}")] == wire.sent
 
 
-@pytest.mark.parametrize("method", ["runs.stream", "runs.wait", "runs.create"])
+@pytest.mark.parametrize(
+    "method", ["runs.stream", "runs.wait", "runs.create", "crons.create_for_thread"]
+)
 async def test_thread_of_a_namespace_is_created_with_what_it_stands_for(
     client: Open, wire: Wire, method: str
 ) -> None:
     """Before its run, unless it exists: or the run's metadata would become the thread's."""
-    await send(client(FULL), method, NAMED, "agent")
+    options = {"schedule": "* * * * *"} if method.startswith("crons") else {}
+    await send(client(FULL), method, NAMED, "agent", **options)
     expected = {"thread_id": THREAD, "metadata": NAMED.metadata, "if_exists": "do_nothing"}
     assert expected == wire.body("/threads")
     assert wire.sent[1][1].startswith(f"/threads/{THREAD}/runs")
+
+
+async def test_thread_of_a_namespace_is_created_for_a_session(client: Open, wire: Wire) -> None:
+    """Before anything else is sent."""
+    opened = client(FULL)
+    stream = opened.sdk.threads.stream(NAMED, assistant_id="agent")
+    if opened.is_async:
+        async with stream:
+            pass
+    else:
+        with stream:
+            pass
+    assert ("POST", "/threads") == wire.sent[0]
+    assert NAMED.metadata == wire.body("/threads")["metadata"]
 
 
 async def test_thread_of_a_namespace_is_its_uuid(client: Open, wire: Wire) -> None:

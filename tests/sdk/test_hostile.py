@@ -149,8 +149,11 @@ async def test_redirect_is_no_answer(kind: str, method: str) -> None:
         await call(*args, THREAD, "agent")
 
 
-async def test_buffering_proxy_that_ends_the_stream_early(kind: str) -> None:
+async def test_buffering_proxy_that_ends_the_stream_early(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A response that ends well while the run goes on is a proxy's doing, and no end."""
+    monkeypatch.setattr("lghard.sdk.calls._PAUSES", (0.0, 0.01))
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
