@@ -72,6 +72,8 @@ class RunCall:
         settles: Whether it matters how the run ended.
         from_beginning: Whether a stream that is taken up before its first event is told from the
             beginning of its run.
+        is_sent: Whether the request may have left.
+        is_fresh: Whether an event has arrived on this connection.
     """
 
     thread_id: str | None
@@ -90,6 +92,8 @@ class RunCall:
     attempts: int = 0
     settles: bool = True
     from_beginning: bool = True
+    is_fresh: bool = False
+    is_sent: bool = False
 
     def notice(
         self, on_response: Callable[[httpx.Response], None] | None
@@ -121,13 +125,13 @@ class RunCall:
     @property
     def unnamed(self) -> str | None:
         """Why a run that is unknown cannot be cancelled, if it is not cancelled all the same."""
-        return "the server has not told which run it is" if self.cancelled_by_us else None
+        if not self.cancelled_by_us or not self.is_sent:
+            return None
+        return "the server has not told which run it is"
 
-    def see(self, part: StreamPart) -> None:
-        """Take note of an event."""
-        self.last_event_id = part.id or self.last_event_id
-        self.attempts = 0
-        if part.event == "error" and isinstance(part.data, Mapping):
+    def see_error(self, part: StreamPart) -> None:
+        """Take note of an `error` event."""
+        if isinstance(part.data, Mapping):
             self.error = part.data
 
     def see_answer(self, answer: object) -> None:
@@ -144,7 +148,8 @@ class RunCall:
         """
         if not self._is_passing(error):
             raise error
-        self.attempts += 1
+        self.attempts = 1 if self.is_fresh else self.attempts + 1
+        self.is_fresh = False
         self.error = None
         if self.attempts == 1:
             return 0.0
@@ -191,7 +196,9 @@ class RunCall:
             return False
         if isinstance(error, httpx.HTTPStatusError):
             status = error.response.status_code
-            return self.attempts > 0 and (status == _TOO_MANY or status >= _SERVER_ERROR)
+            return (self.attempts > 0 or self.is_fresh) and (
+                status == _TOO_MANY or status >= _SERVER_ERROR
+            )
         return isinstance(error, httpx.TransportError)
 
     def prepare(self) -> Steps:

@@ -26,6 +26,9 @@ class Watch:
 
     Attributes:
         expired: The limit that has passed, by its name in the policy.
+        seconds: How long that is.
+        waiting: Whether somebody waits for an event.
+        since: Since when, on the monotonic clock.
     """
 
     def __init__(self, policy: RunPolicy, *, has_events: bool) -> None:
@@ -36,8 +39,8 @@ class Watch:
         self._first = policy.first_event_timeout or math.inf if has_events else math.inf
         self._idle = policy.idle_timeout or math.inf if has_events else math.inf
         self._kind, self._limit = "first_event_timeout", self._first
-        self._waiting = False
-        self._since = monotonic()
+        self.waiting = False
+        self.since = monotonic()
 
     @property
     def is_needed(self) -> bool:
@@ -46,23 +49,22 @@ class Watch:
 
     def left(self) -> float:
         """Seconds until the next limit, if nothing happens."""
-        silence = self._since + self._limit if self._is_silent() else math.inf
+        silence = self.since + self._limit if self._is_silent() else math.inf
         return min(self._ends_at, silence) - monotonic()
 
-    def event(self) -> None:
-        """An event has arrived: from here on the time is the reader's."""
-        self._waiting = False
+    def begun(self) -> None:
+        """The first event has arrived: from here on, silence counts."""
         self._kind, self._limit = "idle_timeout", self._idle
 
     def begins(self) -> None:
         """From here on the first event is waited for (again)."""
         self._kind, self._limit = "first_event_timeout", self._first
-        self._since = monotonic()
+        self.since = monotonic()
 
     def progress(self) -> None:
         """An event has arrived, and the next one is waited for."""
         self._kind, self._limit = "idle_timeout", self._idle
-        self._since = monotonic()
+        self.since = monotonic()
 
     def timeout(self, own: httpx.Timeout) -> httpx.Timeout:
         """Return a client's own timeout, shortened to end with the limits."""
@@ -78,7 +80,7 @@ class Watch:
 
     def _is_silent(self) -> bool:
         """Whether somebody waits for an event."""
-        return self._waiting
+        return self.waiting
 
     def _pause(self) -> float:
         """Seconds until somebody must look again.
@@ -105,7 +107,7 @@ class AsyncWatch(Watch):
     """
 
     _timer: asyncio.TimerHandle | None = None
-    _task: "asyncio.Task[object] | None" = None
+    task: "asyncio.Task[object] | None" = None
     _woken = False
     _cancels = 0
 
@@ -120,31 +122,31 @@ class AsyncWatch(Watch):
 
     def stop(self) -> None:
         """Wake nobody any more."""
-        self._waiting = False
+        self.waiting = False
         if self._timer is not None:
             self._timer.cancel()
 
     def wait(self) -> None:
         """The current task waits for the next event."""
-        self._task = asyncio.current_task()
-        self._since = monotonic()
-        self._waiting = True
+        self.task = asyncio.current_task()
+        self.since = monotonic()
+        self.waiting = True
 
     def caught(self) -> bool:
         """Whether the `CancelledError` just caught was this watch's, and nobody else's."""
-        if not self._woken or self._task is None:
+        if not self._woken or self.task is None:
             return False
         self._woken = False
-        return self._task.uncancel() <= self._cancels
+        return self.task.uncancel() <= self._cancels
 
     def _check(self) -> None:
         if not self._expire():
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._pause(), self._check)
-        elif self._waiting and self._task is not None:
+        elif self.waiting and self.task is not None:
             self._woken = True
-            self._cancels = self._task.cancelling()
-            self._task.cancel()
+            self._cancels = self.task.cancelling()
+            self.task.cancel()
 
 
 class SyncWatch(Watch):
@@ -178,8 +180,8 @@ class SyncWatch(Watch):
 
     def wait(self) -> None:
         """The current thread waits for the next event."""
-        self._since = monotonic()
-        self._waiting = True
+        self.since = monotonic()
+        self.waiting = True
 
     def reads(self, response: httpx.Response) -> None:
         """From here on the thread waits for this response."""

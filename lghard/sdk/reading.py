@@ -1,8 +1,9 @@
 """Reads what a run tells, to its end: the asynchronous half; `sync_reading` is the other one."""
 
-from asyncio import CancelledError, sleep
+from asyncio import CancelledError, current_task, sleep
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from time import monotonic
 from typing import Any, cast
 
 import httpx
@@ -39,16 +40,24 @@ class CallHttp(HttpClient):
         with AsyncWatch(self._policy, has_events=True) as watch:
             try:
                 await perform(self._http, call.prepare(), call.headers)
+                call.is_sent = True
                 while not ended:
                     try:
                         async with aclosing(self._events(path, method, request)) as parts:
-                            # A generator of its own for these lines would cost each event more
-                            # than they do.
+                            # Calls, or a generator of its own, would cost more than these lines.
                             async for part in parts:
-                                watch.event()
-                                call.see(part)
+                                watch.waiting = False
+                                if part.id:
+                                    call.last_event_id = part.id
+                                if not call.is_fresh:
+                                    watch.begun()
+                                    call.is_fresh = True
+                                if part.event == "error":
+                                    call.see_error(part)
                                 yield part
-                                watch.wait()
+                                watch.task = current_task()
+                                watch.since = monotonic()
+                                watch.waiting = True
                                 if watch.expired:
                                     raise call.deadline_error(watch)
                         await perform(self._http, call.settle(), call.headers)
@@ -88,6 +97,7 @@ class CallHttp(HttpClient):
         return cast("AsyncGenerator[StreamPart, None]", self._http.stream(path, method, **request))
 
     async def _answer(self, path: str, method: str, request: dict[str, Any]) -> Any:
+        self._call.is_sent = True
         while True:
             try:
                 return await self._http.request_reconnect(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from copy import copy
+from time import monotonic
 from typing import Any, cast
 
 import httpx
@@ -40,14 +41,22 @@ class SyncCallHttp(SyncHttpClient):
             request["on_response"] = self._looking(on_response, watch)
             try:
                 perform_sync(http, call.prepare(), call.headers, watch)
+                call.is_sent = True
                 while not ended:
                     try:
                         with closing(_events(http, path, method, request)) as parts:
                             for part in parts:
-                                watch.event()
-                                call.see(part)
+                                watch.waiting = False
+                                if part.id:
+                                    call.last_event_id = part.id
+                                if not call.is_fresh:
+                                    watch.begun()
+                                    call.is_fresh = True
+                                if part.event == "error":
+                                    call.see_error(part)
                                 yield part
-                                watch.wait()
+                                watch.since = monotonic()
+                                watch.waiting = True
                                 if watch.expired:
                                     raise call.deadline_error(watch)
                         watch.rests()
@@ -94,6 +103,7 @@ class SyncCallHttp(SyncHttpClient):
         request: dict[str, Any],
         watch: SyncWatch,
     ) -> Any:
+        self._call.is_sent = True
         while True:
             try:
                 return http.request_reconnect(path, method, reconnect_limit=0, **request)

@@ -16,30 +16,30 @@ from tests.sdk.conftest import Connect, Effects
 
 Until = Callable[[Callable[[], Any]], Awaitable[Any]]
 Stopped = Callable[[str, str], Awaitable[None]]
-STEPS, READ = 6, 2
+STEPS, READ = 4, 1
 POLICIES = pytest.mark.parametrize(
     "policy", [RunPolicy(), RunPolicy.resumable()], ids=["cancel", "resumable"]
 )
 
 
 def work(key: str) -> dict[str, Any]:
-    """An input for a run that takes a while; a step is a quarter of a second away from the next."""
-    return {"key": key, "steps": STEPS, "pause": 0.25}
+    """An input for a run that takes a while; a step is half a second away from the next."""
+    return {"key": key, "steps": STEPS, "pause": 0.5}
 
 
 @pytest.fixture(scope="module")
 def ended(effects: Effects) -> Iterator[set[str]]:
-    """The keys of runs that stopped after two steps; when all tests are over, they still have."""
+    """The keys of runs that stopped after one step; when all tests are over, they still have."""
     keys: set[str] = set()
     yield keys
-    assert {key: [0, 1] for key in keys} == {key: effects.steps(key) for key in keys}
+    assert {key: [0] for key in keys} == {key: effects.steps(key) for key in keys}
 
 
 @pytest.fixture
 def stopped(
     stock: LangGraphClient, effects: Effects, until: Until, ended: set[str]
 ) -> Callable[[str, str], Awaitable[None]]:
-    """Wait until the thread's run is interrupted; by then, and ever after, two steps are done."""
+    """Wait until the thread's run is interrupted; by then, and ever after, one step is done."""
 
     async def stopped(thread_id: str, key: str) -> None:
         async def is_interrupted() -> bool:
@@ -47,13 +47,13 @@ def stopped(
 
         await until(is_interrupted)
         ended.add(key)
-        assert [0, 1] == effects.steps(key)
+        assert [0] == effects.steps(key)
 
     return stopped
 
 
 async def closes(client: Client, *args: Any, **options: Any) -> None:
-    """Read two updates, and close the stream."""
+    """Read an update, and close the stream."""
     await client.stream(*args, until=READ, **options)
 
 
@@ -152,7 +152,7 @@ async def test_cancelled_wait_stops_the_run(
         task = asyncio.create_task(
             asyncio.wait_for(sdk.runs.wait(thread_id, "slow", input=work(key)), 60)
         )
-        await until(lambda: effects.steps(key) == [0, 1])
+        await until(lambda: effects.steps(key) == [0])
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -167,7 +167,7 @@ async def test_stateless_run_stops_with_its_reader(
     await closes(client, None, "slow", input=work(key), stream_mode="updates")
     await stock.runs.wait(None, "echo", input={})
     ended.add(key)
-    assert [0, 1] == effects.steps(key)
+    assert [0] == effects.steps(key)
 
 
 @pytest.mark.parametrize("make", ["get_client", "get_sync_client"])
@@ -188,7 +188,7 @@ async def test_killed_process_stops_the_run(
         "for part in stream: pass\n"
     )
     with subprocess.Popen([sys.executable, "-c", script]) as process:  # noqa: ASYNC220
-        await until(lambda: effects.steps(key) == [0, 1])
+        await until(lambda: effects.steps(key) == [0])
         process.kill()
     await stopped(thread_id, key)
 
