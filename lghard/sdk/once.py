@@ -234,7 +234,7 @@ class _Creation:
                     ttl=ttl,
                 )
             except FAILURES as error:
-                yield from _wait_or_raise(error, waits, "No run was created.")
+                yield from _wait_or_raise(error, waits, "lghard: no run was created.")
             else:
                 return
 
