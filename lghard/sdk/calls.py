@@ -61,7 +61,6 @@ class RunCall:
         run_id: The run, as soon as it is known.
         metadata: What the thread is created with before the run, if its id says so.
         headers: The caller's own, for every request that belongs to the call.
-        cancelled_by_server: Whether the server cancels the run when the connection is gone.
         cancelled_by_us: Whether we do that, when the reader is gone.
         cancelled_when_late: Whether the run ends with the call's limits.
         resumable: Whether a lost connection is taken up again.
@@ -81,7 +80,6 @@ class RunCall:
     run_id: str | None = None
     metadata: dict[str, object] | None = None
     headers: Mapping[str, str] | None = None
-    cancelled_by_server: bool = False
     cancelled_by_us: bool = False
     cancelled_when_late: bool = False
     resumable: bool = False
@@ -158,11 +156,11 @@ class RunCall:
 
     def rejoining(self) -> tuple[str, str, dict[str, Any]]:
         """Return the request that takes a stream up after the last event that arrived."""
-        last = {"Last-Event-ID": self.last_event_id or BEGINNING}
+        own = {k: v for k, v in (self.headers or {}).items() if k.lower() != "last-event-id"}
         mode = {} if self.stream_mode is None else {"stream_mode": self.stream_mode}
         request = {
             "params": {"cancel_on_disconnect": False, **mode},
-            "headers": {**(self.headers or {}), **last},
+            "headers": {**own, "Last-Event-ID": self.last_event_id or BEGINNING},
             "on_response": self.notice(None),
         }
         return f"{self.path}/stream", "GET", request
