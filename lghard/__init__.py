@@ -8,7 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError, ThreadDeletedError
+    from lghard.errors import (
+        ForeignLoopError,
+        LghardError,
+        SchemaSetupError,
+        ThreadDeletedError,
+        ThreadIdError,
+    )
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
         plan_pool,
         shared_pool,
     )
+    from lghard.threads import ThreadId, ThreadNamespace
 
 __all__ = [
     "ForeignLoopError",
@@ -35,6 +42,9 @@ __all__ = [
     "SchemaSetupError",
     "StatementRefusedError",
     "ThreadDeletedError",
+    "ThreadId",
+    "ThreadIdError",
+    "ThreadNamespace",
     "close_shared_pools",
     "open_checkpointer",
     "open_pool",
@@ -54,6 +64,9 @@ _HOMES = {
     "SchemaSetupError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
+    "ThreadId": "lghard.threads",
+    "ThreadIdError": "lghard.errors",
+    "ThreadNamespace": "lghard.threads",
     "close_shared_pools": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",

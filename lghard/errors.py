@@ -38,3 +38,17 @@ class ThreadDeletedError(LghardError):
     """
 
     __module__ = "lghard"
+
+
+class ThreadIdError(LghardError, ValueError):
+    """No thread id can be made of these parts, or this text is not one.
+
+    Attributes:
+        field: the field that is wrong, or None if the text as a whole is.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
