@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         ForeignLoopError,
         LghardError,
         SchemaSetupError,
+        ThreadAccessError,
         ThreadDeletedError,
         ThreadIdError,
     )
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         plan_pool,
         shared_pool,
     )
-    from lghard.threads import ThreadId, ThreadNamespace
+    from lghard.threads import Principal, Role, ThreadAccess, ThreadId, ThreadNamespace
 
 __all__ = [
     "ForeignLoopError",
@@ -39,8 +40,12 @@ __all__ = [
     "PoolOpenError",
     "PoolPlan",
     "PoolSettings",
+    "Principal",
+    "Role",
     "SchemaSetupError",
     "StatementRefusedError",
+    "ThreadAccess",
+    "ThreadAccessError",
     "ThreadDeletedError",
     "ThreadId",
     "ThreadIdError",
@@ -61,8 +66,12 @@ _HOMES = {
     "PoolOpenError": "lghard.postgres",
     "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
+    "Principal": "lghard.threads",
+    "Role": "lghard.threads",
     "SchemaSetupError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
+    "ThreadAccess": "lghard.threads",
+    "ThreadAccessError": "lghard.errors",
     "ThreadDeletedError": "lghard.errors",
     "ThreadId": "lghard.threads",
     "ThreadIdError": "lghard.errors",

@@ -14,7 +14,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, ConfigDict
 
 from lghard import ThreadId, ThreadIdError, ThreadNamespace
-from lghard.threads.ids import MAX_LENGTH
+from lghard.threads.parts import MAX_LENGTH
 from tests.threads.hostile import HOSTILE
 
 threads = ThreadNamespace("tenant", "user", "session")
