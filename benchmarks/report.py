@@ -20,7 +20,9 @@ PACKAGES = ("lghard", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "
 
 _WIDTH_WHEN_PIPED = 110
 
-Name = Literal["batching", "concurrent_runs", "conversations", "kill_storm", "loops", "pool"]
+Name = Literal[
+    "batching", "concurrent_runs", "conversations", "kill_storm", "loops", "pool", "thread_ids"
+]
 
 
 class Goal(NamedTuple):
@@ -93,7 +95,7 @@ def count_bytes(number: float) -> str:
     return f"{number / 1e6:g} MB" if number >= 1e6 else f"{number / 1e3:g} kB"
 
 
-def keep(name: Name, conninfo: str, result: dict[str, Any], goals: Sequence[Goal]) -> None:
+def keep(name: Name, conninfo: str | None, result: dict[str, Any], goals: Sequence[Goal]) -> None:
     """Write the result, with what it was measured on, to `results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
     content = {
@@ -104,10 +106,12 @@ def keep(name: Name, conninfo: str, result: dict[str, Any], goals: Sequence[Goal
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def measured_on(conninfo: str) -> dict[str, Any]:
+def measured_on(conninfo: str | None) -> dict[str, Any]:
     """Machine and versions; without them a number means nothing."""
-    with psycopg.connect(conninfo) as conn:
-        postgres = conn.info.parameter_status("server_version")
+    postgres = None
+    if conninfo is not None:
+        with psycopg.connect(conninfo) as conn:
+            postgres = conn.info.parameter_status("server_version")
     return {
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",

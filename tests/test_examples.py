@@ -22,12 +22,31 @@ def test_every_example_is_tested():
     """A new example needs a new test."""
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))
     assert [
+        "fastapi_app.py",
         "many_conversations.py",
         "on_server.py",
         "remember.py",
         "shared_pool.py",
         "survive.py",
+        "tenants_on_server.py",
     ] == names
+
+
+def test_fastapi_app():
+    """By hand, strangers read what Ada said; on lghard nobody does, and one manager approves."""
+    printed = run("fastapi_app.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    assert {"colliding tenant", "thread_id in the body", "separator in the session"} == {
+        name for name, cells in rows.items() if cells[0] == "reads what Ada said"
+    }
+    assert ["a thread of its own"] * 4 + ["refused: 422"] == [
+        cells[1] for name, cells in rows.items() if name != "attempt"
+    ]
+    approvals = re.findall(
+        r"^\| (a? ?[\w ,]+?) +\| (approved|refused.*?) +\|$", printed, re.MULTILINE
+    )
+    assert ["a manager"] == [name for name, outcome in approvals if outcome == "approved"]
+    assert 5 == len(approvals)
 
 
 def test_many_conversations():
@@ -85,3 +104,12 @@ def test_survive():
     assert int(rows["killed"]) > 40
     assert int(theirs["runs lost"]) > 0
     assert "\x1b" not in printed
+
+
+def test_tenants_on_server():
+    """Without handlers a stranger gets everything, and with them nothing."""
+    printed = run("tenants_on_server.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    del rows["attempt"]
+    assert ["done"] * 9 == [cells[0] for cells in rows.values()]
+    assert ["nothing"] + ["refused"] * 8 == [cells[1].split(":")[0] for cells in rows.values()]

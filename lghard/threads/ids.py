@@ -176,7 +176,9 @@ class ThreadNamespace:
             text = self._build(parts)
         if len(text) > MAX_LENGTH:
             raise self._too_long(text)
-        return ThreadId(text, self)
+        thread_id = str.__new__(ThreadId, text)  # as ThreadId() does it, which is a call more
+        thread_id.namespace = self
+        return thread_id
 
     def parse(self, text: str) -> dict[str, str]:
         """Take an id apart.
