@@ -73,7 +73,7 @@ def main(rounds: int) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=100, help="how often everything is measured")
+    parser.add_argument("--rounds", type=int, default=50, help="how often everything is measured")
     parser.add_argument("--quick", action="store_true", help="five rounds")
     options = parser.parse_args()
     sys.exit(main(5 if options.quick else options.rounds))
