@@ -17,6 +17,7 @@ from lghard.threads.parts import (
     check_fields,
     read_pattern,
     text_of,
+    too_long,
     unescape,
 )
 
@@ -323,9 +324,4 @@ class ThreadNamespace:
         return {**parts, last.name: unescape(rest.removesuffix(last.follows))}
 
     def _too_long(self, text: str) -> ThreadIdError:
-        longest = max(self._take_apart(text).items(), key=lambda item: len(item[1]))[0]
-        return ThreadIdError(
-            f"{longest} is too long: the id would have {len(text)} characters, and {MAX_LENGTH} is "
-            "the most that an index of Postgres has room for in every case; use a hash of it",
-            longest,
-        )
+        return too_long(max(self._take_apart(text).items(), key=lambda part: len(part[1]))[0])

@@ -99,12 +99,23 @@ def text_of(name: str, value: object) -> str:
             raise ThreadIdError(f"{name} must be a str, an int or a UUID, not {kind}", name)
     if not text:
         raise ThreadIdError(f"{name} is empty: threads without it would all be the same one", name)
+    if len(text) > MAX_LENGTH:  # no character becomes shorter by being normalised and escaped
+        raise too_long(name)
     return text if text.isascii() else _normalised(text)
+
+
+def too_long(name: str) -> ThreadIdError:
+    """What to say of the part that makes an id too long."""
+    return ThreadIdError(
+        f"{name} is too long: an id has {MAX_LENGTH} characters at most, for more may not fit into "
+        "an index of Postgres; use a hash of it",
+        name,
+    )
 
 
 def _digits(name: str, number: int) -> str:
     if number.bit_length() > 4 * MAX_LENGTH:  # Python refuses to write down the largest ones
-        raise ThreadIdError(f"{name} is too long: an id has {MAX_LENGTH} characters", name)
+        raise too_long(name)
     return int.__repr__(number)
 
 

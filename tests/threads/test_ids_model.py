@@ -14,7 +14,7 @@ from lghard import ThreadIdError, ThreadNamespace
 from tests.threads.hostile import HOSTILE
 
 # Nothing here waits for anybody.
-many = settings(max_examples=20 * settings.default.max_examples)
+many = settings(max_examples=max(300, settings.default.max_examples))
 
 # Any code point, half a surrogate pair included; what is to be escaped, and what escapes look like.
 anything = st.text(st.integers(0, 0x10FFFF).map(chr), min_size=1, max_size=8)

@@ -57,6 +57,7 @@ def bob(server, ada):
         client.threads.create(
             thread_id=str(OWN.uuid), if_exists="do_nothing", metadata=OWN.metadata
         )
+        client.runs.wait(str(OWN.uuid), "agent", input={"wish": "mine"})
         yield client
 
 
@@ -266,6 +267,35 @@ def answer(client, method, path, thread):
     with client.stream(method, url, **body) as response:
         content = next(response.iter_text(), "")
     return f"{response.status_code} {content}".replace(str(thread.uuid), "<id>")
+
+
+CHECKPOINT = {"thread_id": str(VICTIM.uuid), "checkpoint_ns": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("state/checkpoint", {}),
+        ("history", {"limit": 10}),
+        ("history", {"limit": 10, "before": {"configurable": CHECKPOINT}}),
+        ("history", {"limit": 10, "metadata": {"thread_id": str(VICTIM.uuid)}}),
+        ("state", {"values": {"answer": "yes"}, "as_node": "ask"}),
+        ("runs/wait", {"assistant_id": "agent", "input": {"wish": "mine"}}),
+        ("runs/wait", {"assistant_id": "agent", "command": {"resume": "yes"}}),
+        ("runs/wait", {"assistant_id": "agent", "config": {"configurable": CHECKPOINT}}),
+    ],
+)
+@pytest.mark.usefixtures("bob", "untouched")
+def test_a_checkpoint_leads_nowhere(server, ada, path, body):
+    """A checkpoint of hers on a thread of his: he reads nothing of it, and she has what she had."""
+    newest = ada.threads.get_state(str(VICTIM.uuid))["checkpoint"]["checkpoint_id"]
+    hers = {**CHECKPOINT, "checkpoint_id": newest}
+    response = httpx.post(
+        f"{server.url}/threads/{OWN.uuid}/{path}",
+        json={"checkpoint": hers, **body},
+        headers=headers("beta", "bob"),
+    )
+    assert WISH["wish"] not in response.text
 
 
 def test_agent_to_agent(server, bob, untouched):
