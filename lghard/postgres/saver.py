@@ -94,7 +94,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         deadline: float = DEADLINE,
         attempt_timeout: float = ATTEMPT_TIMEOUT,
         fence: float | None = None,
-        batching: bool = False,
+        batching: bool = True,
     ) -> None:
         if pipe is not None:
             raise ValueError(
@@ -488,7 +488,7 @@ async def open_checkpointer(
     deadline: float = DEADLINE,
     attempt_timeout: float = ATTEMPT_TIMEOUT,
     fence: float | None = None,
-    batching: bool = False,
+    batching: bool = True,
     **overrides: Unpack[PoolOverrides],
 ) -> AsyncIterator[HardenedAsyncPostgresSaver]:
     """A checkpointer that is ready to use, for the length of the block.

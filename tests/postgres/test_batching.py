@@ -70,7 +70,7 @@ async def saver(lghard_database, proxy):
 @pytest.fixture
 async def apart(lghard_database, proxy):
     """The control: each operation has a connection of its own."""
-    async with opened(proxy.conninfo(lghard_database)) as saver:
+    async with opened(proxy.conninfo(lghard_database), batching=False) as saver:
         yield saver
 
 

@@ -561,6 +561,8 @@ async def test_a_write_that_moves_remembers_what_it_has_lost(
     assert {"text": stands} == found.checkpoint["channel_values"]
 
 
+@pytest.mark.alone("it counts connections: what travels together needs one")
+@pytest.mark.usefixtures("batching")
 async def test_one_outage_is_two_lines_for_all_loops(
     conninfo: str, shaky: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -654,6 +656,8 @@ async def test_nothing_is_kept_of_a_loop_that_was_closed(conninfo: str) -> None:
 # Cancellation and deadlines of calls to the thread
 
 
+@pytest.mark.alone("together with others, what has been sent is done")
+@pytest.mark.usefixtures("batching")
 async def test_a_cancelled_call_stops_in_the_thread(
     conninfo: str, lghard_postgres: TemporaryPostgres
 ) -> None:
