@@ -457,7 +457,7 @@ async def test_all_who_open_hear_why_it_failed(proxy: FaultProxy, conninfo: str)
     """And the next one tries again."""
     proxy.refuse()
     away = proxy.conninfo(conninfo)
-    loops = [Loop(away, open_timeout=0.2), Loop(away, open_timeout=0.2)]
+    loops = [Loop(away, open_timeout=0.2, deadline=1.0) for _ in range(2)]
     with closing(loops):
         results = await asyncio.gather(*(loop.enter() for loop in loops), return_exceptions=True)
         assert all(isinstance(error, psycopg.OperationalError) for error in results)
