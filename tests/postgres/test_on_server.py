@@ -286,7 +286,7 @@ async def test_upstream_rolls_nothing_back(upstream: Deployment, gate: Gate) -> 
 async def test_runs_cancelled_while_they_write_leak_no_connection(
     deployment: Deployment, client: LangGraphClient, tmp_path: Path
 ) -> None:
-    """More runs than connections, all of them behind somebody else's lock, of whom nobody is lost."""
+    """More runs than connections, all behind a lock of somebody else: none of them is lost."""
     threads = [(await client.threads.create())["thread_id"] for _ in range(2 * BUDGET)]
     with psycopg.connect(deployment.conninfo, application_name="test") as locking:
         locking.execute("LOCK checkpoint_writes IN SHARE MODE")
