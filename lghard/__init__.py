@@ -8,7 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError, ThreadDeletedError
+    from lghard.errors import (
+        ForeignLoopError,
+        LghardError,
+        SchemaSetupError,
+        ThreadBusyError,
+        ThreadDeletedError,
+        ThreadLockLostError,
+    )
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -16,12 +23,14 @@ if TYPE_CHECKING:
         PoolPlan,
         PoolSettings,
         StatementRefusedError,
+        ThreadLease,
         close_shared_pools,
         open_checkpointer,
         open_pool,
         open_store,
         plan_pool,
         shared_pool,
+        thread_lock,
     )
 
 __all__ = [
@@ -34,13 +43,17 @@ __all__ = [
     "PoolSettings",
     "SchemaSetupError",
     "StatementRefusedError",
+    "ThreadBusyError",
     "ThreadDeletedError",
+    "ThreadLease",
+    "ThreadLockLostError",
     "close_shared_pools",
     "open_checkpointer",
     "open_pool",
     "open_store",
     "plan_pool",
     "shared_pool",
+    "thread_lock",
 ]
 
 _HOMES = {
@@ -53,13 +66,17 @@ _HOMES = {
     "PoolSettings": "lghard.postgres",
     "SchemaSetupError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
+    "ThreadBusyError": "lghard.errors",
     "ThreadDeletedError": "lghard.errors",
+    "ThreadLease": "lghard.postgres",
+    "ThreadLockLostError": "lghard.errors",
     "close_shared_pools": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",
     "open_store": "lghard.postgres",
     "plan_pool": "lghard.postgres",
     "shared_pool": "lghard.postgres",
+    "thread_lock": "lghard.postgres",
 }
 
 
