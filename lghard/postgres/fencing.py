@@ -95,9 +95,9 @@ class ThreadLease:
 
 RELEASED = "its block has ended, and this task goes on without it"
 TAKEN_OVER = "somebody else has taken it over, since this holder showed no sign of life in time"
-__NOT_THERE = (
-    "by this machine's clock it was not over yet, but in the database it is: the machine stood still "
-    f"with its clock, or somebody has deleted the row in {TABLE}, or a failover has lost it, or what "
+_NOT_THERE = (
+    "in the database it is over, though not by this machine's clock: the machine stood still "
+    f"together with its clock, or the row in {TABLE} was deleted or lost in a failover, or what "
     "writes uses another database than thread_lock() was given"
 )
 

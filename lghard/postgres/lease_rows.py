@@ -16,11 +16,13 @@ key: it is in nobody's way, and never waits itself.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg import errors
 from psycopg.rows import DictRow, dict_row
 
 from lghard.errors import SchemaSetupError
@@ -183,6 +185,12 @@ def refuse_lost(thread_id: str, epoch: int, owner: UUID) -> Statement:
     return Statement(_REFUSE_LOST, {"thread_id": thread_id, "epoch": epoch, "owner": owner})
 
 
+# IF NOT EXISTS is not enough when two do it at once.
+_SOMEBODY_WAS_FASTER = (
+    errors.IntegrityError,
+    errors.DuplicateObject,
+    errors.DuplicateTable,
+)
 _MAY_CREATE = (
     "SELECT has_schema_privilege(current_schema(), 'CREATE') AS answer, "
     "current_schema() AS schema, current_user AS role"
@@ -200,13 +208,9 @@ async def provide(conn: psycopg.AsyncConnection[DictRow]) -> str:
                     f"GRANT CREATE ON SCHEMA {row['schema']} TO {row['role']}, or call setup() of "
                     "the checkpointer once as a role that may, usually the owner"
                 )
-            try:
+            with suppress(*_SOMEBODY_WAS_FASTER):
                 async with conn.transaction():
                     await cur.execute(_CREATE)
-            except psycopg.errors.IntegrityError:
-                pass  # another replica was at it, and is done: one of us looks again
-            except psycopg.errors.DuplicateTable:
-                pass
     return ""
 
 

@@ -254,24 +254,25 @@ class Leases:
         lease._is_asked_for = True
         try:
             sent_at, (*_, rows) = await self._ask(asking, max(turn.left(), _LEAST))
-        except psycopg.errors.LockNotAvailable:
-            pass  # a write of the last holder is under way
-        except psycopg.errors.UndefinedTable:
+        except errors.LockNotAvailable:
+            lease._is_asked_for = False  # a write of the last holder is under way
+        except errors.UndefinedTable:
+            lease._is_asked_for = False
             await self._provide(max(turn.left(), _LEAST))
-        except psycopg.errors.InsufficientPrivilege as error:
+        except errors.InsufficientPrivilege as error:
+            lease._is_asked_for = False
             raise _not_granted(error) from error
         except psycopg.Error as error:
             if not is_transient(error) or turn.left() <= 0:
                 error.add_note(f"lghard: thread_lock() was trying to lock {lease.thread_id!r}")
-                raise
-            return  # what has become of it shows when we look again
+                raise  # what has become of it otherwise, shows when we look again
         else:
+            lease._is_asked_for = False
             line.seen = row = row_of(rows)
             if row and row.owner == lease._owner:
                 lease._begin(row, sent_at)
             elif row and row.owner in {held._owner for held in inside.get()}:
                 raise _again(lease.thread_id)
-        lease._is_asked_for = False
 
     async def _provide(self, seconds: float) -> None:
         """Create the table, if this role may."""
@@ -302,12 +303,15 @@ class Leases:
     async def release(self, lease: ThreadLease) -> bool | None:
         """Give it to the next in line, or back.
 
-        It goes on if the caller is cancelled.
+        It goes on if the caller is cancelled. Who has lost it does not wait for that.
 
         Returns:
             whether it was still held; None if nobody knows.
         """
+        is_lost = lease.epoch not in self._held
         task = self._start(self._release(self._lines[lease.thread_id], lease))
+        if is_lost:
+            return None
         await asyncio.wait({task})
         return None if task.cancelled() else task.result()
 
