@@ -73,3 +73,35 @@ class ThreadLockLostError(LghardError):
     __module__ = "lghard"
 
     thread_id: str = ""
+
+
+class ThreadIdError(LghardError, ValueError):
+    """No thread id can be made of these parts, or this text is not one.
+
+    Attributes:
+        field: the field that is wrong, or None if the text as a whole is.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ThreadAccessError(LghardError, PermissionError):
+    """This principal may not do that with this thread.
+
+    Until a principal has passed the checks of the id and its roles, nothing that is stored has been
+    looked at: for a stranger, the error is the same whether the thread exists or not.
+
+    Attributes:
+        check: which one failed: `id`, `tenant`, `owner` or `role`; then `thread`, `interrupt` or
+            `kind`, for those who may know about the thread.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(self, message: str, check: str = "") -> None:
+        super().__init__(message)
+        self.check = check
