@@ -20,7 +20,9 @@ PACKAGES = ("lghard", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "
 
 _WIDTH_WHEN_PIPED = 110
 
-Name = Literal["batching", "concurrent_runs", "conversations", "kill_storm", "loops", "pool"]
+Name = Literal[
+    "batching", "concurrent_runs", "conversations", "kill_storm", "leases", "loops", "pool"
+]
 
 
 class Goal(NamedTuple):

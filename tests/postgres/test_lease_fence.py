@@ -232,9 +232,7 @@ async def test_a_lock_whose_table_is_not_here(saver, lghard_database, lghard_emp
     """The same, where nobody has ever locked anything; the error says what to do."""
     await execute(lghard_database, f"DROP TABLE {TABLE}")
     async with open_pool(lghard_empty_database) as pool:
-        with pytest.raises(
-            SchemaSetupError, match=r"give thread_lock\(\) the"
-        ):
+        with pytest.raises(SchemaSetupError, match=r"give thread_lock\(\) the"):
             await locked(pool, put(saver, "t"))
 
 
