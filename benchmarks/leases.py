@@ -92,12 +92,12 @@ async def _watch(pool: ManagedPool[Any], seen: list[tuple[int, float]], number: 
 _LOCK_SOME = "SELECT pg_advisory_lock(n) FROM generate_series(%s::int, %s) AS n"
 
 
-async def with_advisory_locks(conninfo: str, number: int) -> Held:
+async def with_advisory_locks(conninfo: str) -> Held:
     """`pg_advisory_lock`, as many as there may be, in a session that may not go back to a pool."""
     async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
         began, seconds = time.perf_counter(), 0.0
         try:
-            for first in range(0, 10 * number, 500):
+            for first in range(0, 100 * LOCKS, 500):
                 await conn.execute(_LOCK_SOME, (first, first + 499))
                 seconds = time.perf_counter() - began
         except psycopg.errors.OutOfMemory:
@@ -180,7 +180,7 @@ def main() -> int:
         held["thread_lock"] = asyncio.run(with_leases(conninfo, number))
         turn["thread_lock"] = asyncio.run(turns(conninfo, locked=True))
         step("advisory locks")
-        held["advisory locks"] = asyncio.run(with_advisory_locks(conninfo, number))
+        held["advisory locks"] = asyncio.run(with_advisory_locks(conninfo))
         turn["advisory locks"] = asyncio.run(turns(conninfo, locked=False))
         goals = judge(held, number)
         rows = {name: {**each._asdict(), "turn_ms": turn[name]} for name, each in held.items()}

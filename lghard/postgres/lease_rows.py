@@ -72,7 +72,6 @@ WHERE thread_id = %(thread_id)s AND owner <> %(owner)s AND wanted_at IS NULL
 
 _COLUMNS = (
     "epoch, owner, holder, process, acquired_at, "
-    "extract(epoch FROM clock_timestamp() - acquired_at)::float8 AS held_for, "
     "extract(epoch FROM expires_at - clock_timestamp())::float8 AS remaining"
 )
 _LOOK = f"SELECT {_COLUMNS} FROM {TABLE} WHERE thread_id = %(thread_id)s"  # noqa: S608 - constants
@@ -129,7 +128,6 @@ class Row(NamedTuple):
         holder: the application_name of that one's connection.
         process: its host and process id.
         acquired_at: since when, by the database's clock.
-        held_for: the same in seconds.
         remaining: seconds until it expires.
     """
 
@@ -138,7 +136,6 @@ class Row(NamedTuple):
     holder: str
     process: str
     acquired_at: datetime
-    held_for: float
     remaining: float
 
 

@@ -20,7 +20,7 @@ from contextvars import Context, Token
 from itertools import count
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -38,6 +38,9 @@ from lghard.postgres.liveness import abort_after
 from lghard.postgres.operating import Operating, fetch_all
 from lghard.postgres.statements import Statement
 from lghard.resilience import is_transient
+
+if TYPE_CHECKING:
+    from lghard.postgres.saver import HardenedAsyncPostgresSaver
 
 T = TypeVar("T")
 
@@ -65,6 +68,9 @@ _RENEWALS = 3
 # Seconds that one statement gets even if the time is over, and after a renewal that failed.
 _LEAST = 1.0
 _AGAIN = 0.5
+
+# Seconds in which the server says who has a lock; what takes longer is tried on another connection.
+_ANSWER = 5.0
 
 _LEASES: Final = "_lghard_leases"
 
@@ -165,7 +171,7 @@ class Leases:
         self._is_away = False
 
     @classmethod
-    def of(cls, source: "Pool | Operating") -> "Leases":
+    def of(cls, source: "Pool | HardenedAsyncPostgresSaver") -> "Leases":
         """Those of the running event loop."""
         if isinstance(source, AsyncConnectionPool):
             place: Place = Here(source)
@@ -231,8 +237,8 @@ class Leases:
         self._forget_if_empty(line)
 
     def _forget_if_empty(self, line: Line) -> None:
-        if line.lease is None and not line.turns:
-            self._lines.pop(line.thread_id, None)
+        if line.lease is None and not line.turns and self._lines.get(line.thread_id) is line:
+            del self._lines[line.thread_id]
 
     async def _take(self, line: Line, turn: Turn) -> None:
         """Look whether it is free, again and again, and take it."""
@@ -266,6 +272,9 @@ class Leases:
             if not is_transient(error) or turn.left() <= 0:
                 error.add_note(f"lghard: thread_lock() was trying to lock {lease.thread_id!r}")
                 raise  # what has become of it otherwise, shows when we look again
+        except Exception:  # a pool's own callbacks may raise anything, before there is a connection
+            lease._is_asked_for = False
+            raise
         else:
             lease._is_asked_for = False
             line.seen = row = row_of(rows)
@@ -286,13 +295,19 @@ class Leases:
             raise lease_rows.not_allowed(step)
 
     async def _ask(
-        self, statements: Sequence[Statement], seconds: float
+        self, statements: Sequence[Statement], seconds: float, answer_within: float = _ANSWER
     ) -> tuple[float, list[list[DictRow]]]:
-        """When `statements` were sent, and their rows."""
+        """When `statements` were sent, and their rows.
+
+        Args:
+            statements: they are executed all or none.
+            seconds: how long it may take, with the wait for a connection.
+            answer_within: how long the server may take.
+        """
 
         async def ask(pool: Pool) -> tuple[float, list[list[DictRow]]]:
             async with pool.connection(timeout=seconds) as conn:
-                with abort_after(conn, seconds):
+                with abort_after(conn, min(seconds, answer_within)):
                     sent_at = clock()
                     return sent_at, await fetch_all(conn, statements)
 
@@ -319,7 +334,7 @@ class Leases:
         was_held, heir = None, None
         try:
             was_held, heir = await self._pass_on(line, lease)
-        except psycopg.Error as error:
+        except Exception as error:  # a pool's own callbacks may raise anything
             self._say_it_expires(lease, error)
         finally:  # also if the event loop ends
             if heir is None:
@@ -347,39 +362,52 @@ class Leases:
         return was_held, None
 
     async def _give(self, lease: ThreadLease, heir: Turn | None) -> bool | None:
-        """Give it to `heir`, or where others want it, back; whether it was still held."""
+        """Give it to `heir`, or where others want it, back.
+
+        Returns:
+            whether it was still held; None if an answer was lost, and so nobody knows.
+        """
         if heir is None:
-            _, (_, released) = await self._insist(release(lease.thread_id, lease._owner))
-            return bool(released)
+            giving = release(lease.thread_id, lease._owner)
+            _, (_, released), is_sure = await self._insist(giving)
+            return bool(released) if released or is_sure else None
         mine = heir.lease
         giving = hand_over(lease.thread_id, lease._owner, mine._owner, mine._ttl)
         mine._is_asked_for = True
-        sent_at, (_, handed, released) = await self._insist(giving)
-        mine._is_asked_for = False
+        sent_at, (_, handed, released), is_sure = await self._insist(giving)
         if handed:
             mine._begin(Row(**handed[0]), sent_at)
-        return bool(handed or released)
+        is_known = bool(handed or released) or is_sure
+        mine._is_asked_for = not is_known  # what it has then, it finds when it looks
+        return bool(handed or released) if is_known else None
 
-    async def _insist(self, statements: Sequence[Statement]) -> tuple[float, list[list[DictRow]]]:
-        """As `_ask`, repeated for a while."""
-        ends_at = monotonic() + RELEASE_TIMEOUT
+    async def _insist(
+        self, statements: Sequence[Statement]
+    ) -> tuple[float, list[list[DictRow]], bool]:
+        """As `_ask`, repeated for a while; and whether no answer was lost before."""
+        ends_at, is_sure = monotonic() + RELEASE_TIMEOUT, True
         while True:
             try:
-                return await self._ask(statements, max(ends_at - monotonic(), _LEAST))
-            except psycopg.Error as error:
-                is_passing = is_transient(error) or isinstance(error, errors.LockNotAvailable)
-                if not is_passing or monotonic() >= ends_at:
+                answer = await self._ask(statements, max(ends_at - monotonic(), _LEAST))
+            except errors.LockNotAvailable:  # a write is under way
+                if monotonic() >= ends_at:
                     raise
+            except psycopg.Error as error:
+                if not is_transient(error) or monotonic() >= ends_at:
+                    raise
+                is_sure = False
+            else:
+                return *answer, is_sure
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - jitter
 
     async def _give_up(self, lease: ThreadLease) -> None:
         """Give back what may have been given to somebody who had gone."""
         try:
             await self._insist(release(lease.thread_id, lease._owner))
-        except psycopg.Error as error:
+        except Exception as error:  # a pool's own callbacks may raise anything
             self._say_it_expires(lease, error)
 
-    def _say_it_expires(self, lease: ThreadLease, error: psycopg.Error) -> None:
+    def _say_it_expires(self, lease: ThreadLease, error: Exception) -> None:
         logger.warning(
             "the lock of thread %r could not be given back, and is free in %g s at most: %s",
             *(lease.thread_id, lease._ttl, _words(error)),
@@ -428,8 +456,9 @@ class Leases:
         period = min(lease._ttl for lease in leases) / _RENEWALS
         self._renew_at = clock() + min(period, _AGAIN)  # unless it succeeds
         asking = renew([(lease.epoch, lease._owner, lease._ttl) for lease in leases])
+        patience = max(period, _LEAST)
         try:
-            sent_at, (rows,) = await self._ask(asking, max(period, _LEAST))
+            sent_at, (rows,) = await self._ask(asking, patience, patience)
         except Exception as error:  # a pool's callbacks may raise anything: until they expire, try
             if not self._is_away:
                 self._is_away = True
@@ -485,8 +514,8 @@ def _busy(turn: Turn, row: Row | None) -> ThreadBusyError:
         who = "others kept taking its turn, or the last holder's write is still under way"
     else:
         who = (
-            f"{row.holder!r} (process {row.process!r}) has had it since {row.acquired_at}, which "
-            f"was {row.held_for:.1f} s before the last look"
+            f"{row.holder!r}, process {row.process!r}, has had it since {row.acquired_at} by the "
+            "database's clock"
         )
     error = ThreadBusyError(
         f"thread {thread_id!r} is locked by another writer: {who}; waited for {waited:.1f} s. Next "
@@ -524,7 +553,11 @@ def _not_granted(error: psycopg.Error) -> SchemaSetupError:
 
 
 def thread_lock(
-    source: Pool | Operating, thread_id: str, *, timeout: float = TIMEOUT, ttl: float = TTL
+    source: "Pool | HardenedAsyncPostgresSaver",
+    thread_id: str,
+    *,
+    timeout: float = TIMEOUT,
+    ttl: float = TTL,
 ) -> AbstractAsyncContextManager[ThreadLease]:
     """Be the only writer of a thread, for the length of the block.
 
@@ -554,8 +587,8 @@ def thread_lock(
         >>> async with thread_lock(checkpointer, "acme:ada:7", timeout=10):
         ...     await graph.ainvoke(state, {"configurable": {"thread_id": "acme:ada:7"}})
     """
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be 0 seconds or more, not {timeout}")
+    if not 0 <= timeout < math.inf:
+        raise ValueError(f"timeout must be 0 seconds or more, and finite, not {timeout}")
     if not 0 < ttl < math.inf:
         raise ValueError(f"ttl must be more than 0 seconds, and finite, not {ttl}")
     return Block(source, _checked(thread_id), timeout, ttl)
@@ -579,7 +612,11 @@ class Block(AbstractAsyncContextManager[ThreadLease]):
     """
 
     def __init__(
-        self, source: Pool | Operating, thread_id: str, timeout: float, ttl: float
+        self,
+        source: "Pool | HardenedAsyncPostgresSaver",
+        thread_id: str,
+        timeout: float,
+        ttl: float,
     ) -> None:
         self._source = source
         self._thread_id = thread_id

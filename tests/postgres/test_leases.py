@@ -27,6 +27,7 @@ from lghard import (
 from lghard.postgres import leases as leasing
 from lghard.postgres.lease_rows import TABLE
 from lghard.postgres.leases import Leases
+from lghard.testing import FaultProxy
 from tests.postgres.cancelling import Strike, cancelled_at_each_step, each_moment
 from tests.postgres.checkpoints import eventually, execute, query
 
@@ -326,7 +327,9 @@ async def test_a_cancellation_in_line(pool, lghard_database, moment):
         assert [] == await rows(lghard_database)
 
 
-@pytest.mark.parametrize("argument", [{"timeout": -1}, {"timeout": float("nan")}, {"ttl": 0}])
+@pytest.mark.parametrize(
+    "argument", [{"timeout": -1}, {"timeout": float("nan")}, {"ttl": 0}, {"timeout": float("inf")}]
+)
 async def test_a_bad_duration(pool, argument):
     """It is refused at once."""
     with pytest.raises(ValueError, match="seconds"):
@@ -444,6 +447,64 @@ async def test_a_row_that_somebody_locks_holds_up_no_other(pool, lghard_database
         with pytest.raises(ThreadLockLostError, match=r"was not renewed for 1\.2 s"):
             await locked(pool, freeze(), ttl=1.2)
         assert not other._over
+
+
+# An answer that is lost
+
+
+@pytest.fixture
+async def network(lghard_postgres, lghard_database):
+    """A pool, and the network to the database, which loses answers."""
+    async with (
+        FaultProxy(lghard_postgres.host, lghard_postgres.port) as network,
+        open_pool(
+            network.conninfo(lghard_database), max_size=4, kwargs={"prepare_threshold": None}
+        ) as pool,
+    ):
+        await enter(pool, "t")
+        yield pool, network
+
+
+async def test_a_claim_whose_answer_is_lost(network, lghard_database):
+    """It looks again, and finds that it has the lock."""
+    pool, proxy = network
+    proxy.lose_responses(containing=b"SET epoch = DEFAULT")
+    async with thread_lock(pool, "t"):
+        assert 1 == proxy.lost
+        assert not await is_free(pool)
+    assert [] == await rows(lghard_database)
+
+
+async def test_a_release_whose_answer_is_lost(network, lghard_database):
+    """It is repeated; that there was nothing to give back then, is no loss."""
+    pool, proxy = network
+    async with thread_lock(pool, "t"):
+        proxy.lose_responses(containing=b"DELETE FROM")
+    assert 1 == proxy.lost
+    assert [] == await rows(lghard_database)
+
+
+async def test_a_handover_whose_answer_is_lost(network, lghard_database):
+    """The next one looks, and finds that it has the lock."""
+    pool, proxy = network
+    async with thread_lock(pool, "t"):
+        waiting = elsewhere(enter(pool, "t", timeout=10))
+        await eventually(lambda: Leases.of(pool)._lines["t"].turns)
+        proxy.lose_responses(containing=b"DELETE FROM")
+    await waiting
+    assert 1 == proxy.lost
+    assert [] == await rows(lghard_database)
+
+
+async def test_a_claim_that_gives_up(network, lghard_database):
+    """Its answer is lost, and there is no time to look: what it may have, it gives back."""
+    pool, proxy = network
+    proxy.lose_responses(containing=b"SET epoch = DEFAULT")
+    with pytest.raises(psycopg.OperationalError) as caught:
+        await enter(pool, "t", timeout=0)
+    assert "thread_lock() was trying to lock 't'" in "".join(caught.value.__notes__)
+    await eventually(lambda: not Leases.of(pool)._tasks)
+    assert [] == await rows(lghard_database)
 
 
 # Losing it
