@@ -80,9 +80,10 @@ def test_shared_pool():
     """The shared pool stays within its budget; a pool per call takes all that the server has."""
     printed = run("shared_pool.py")
     rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
-    assert ["60 of 60", "8 of 100", "0 times", "none"] == [
-        rows[name][0] for name in ("runs finished", "peak backends", "refused", "error")
+    assert ["60 of 60", "0 times", "none"] == [
+        rows[name][0] for name in ("runs finished", "refused", "error")
     ]
+    assert int(rows["peak backends"][0].split()[0]) <= 8
     assert int(rows["peak backends"][1].split()[0]) > 80
     assert int(rows["refused"][1].split()[0]) > 0
 

@@ -68,10 +68,11 @@ class Operating:
         statements: Sequence[Statement],
         *,
         is_read: bool = False,
+        scale: Statement | None = None,
         size: int = 0,
     ) -> list[DictRow]:
         """The rows of the last of `statements`, which are sent together with those of others."""
-        job = Job(self._operation(name), statements, is_read=is_read, size=size)
+        job = Job(self._operation(name), statements, is_read=is_read, scale=scale, size=size)
         return await self._there(job.operation, partial(self._line_up, job, thread))
 
     async def _line_up(
@@ -80,7 +81,9 @@ class Operating:
         return await Batches.of(pool).run(job, self._outage, thread)
 
     async def _run_in_turn(self, name: str, thread: str, call: Callable[[], Awaitable[T]]) -> T:
-        """As `_run`, behind what stands in line for this thread, and before what comes later."""
+        """As `_run`, behind what stands in line for this thread."""
+        if current_operation():
+            return await call()
         operation = self._operation(name)
         return await self._there(operation, partial(self._take_turn, operation, thread, call))
 

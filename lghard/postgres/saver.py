@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar, Unpack, cast
@@ -48,6 +48,21 @@ from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement
 
 T = TypeVar("T")
+
+# About how many bytes `SELECT_SQL` reads. Postgres knows the length of a blob without fetching it;
+# the concatenation is for the size of a checkpoint as it is when it is not compressed.
+WEIGH_SQL = """
+SELECT pg_column_size(checkpoint || '{}') + coalesce((
+        SELECT sum(octet_length(blob)) FROM jsonb_each_text(checkpoint -> 'channel_versions')
+        JOIN checkpoint_blobs AS of ON of.thread_id = checkpoints.thread_id
+            AND of.checkpoint_ns = checkpoints.checkpoint_ns AND channel = key AND version = value
+    ), 0) + coalesce((
+        SELECT sum(octet_length(blob)) FROM checkpoint_writes AS of
+        WHERE of.thread_id = checkpoints.thread_id
+            AND of.checkpoint_ns = checkpoints.checkpoint_ns
+            AND of.checkpoint_id = checkpoints.checkpoint_id
+    ), 0) AS bytes
+FROM checkpoints """
 
 
 class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore[misc]  # conn
@@ -161,19 +176,23 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
     async def _provide_leases(self) -> None:
         """A role that may not is told by `thread_lock`, should it ever use that."""
         async with self._connection() as conn:
-            await provide(conn)
+            try:
+                await provide(conn)
+            except psycopg.Error:
+                if conn.closed:
+                    raise
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         configurable = config["configurable"]
-        query = self.SELECT_SQL + "WHERE thread_id = %s AND checkpoint_ns = %s "
+        where = "WHERE thread_id = %s AND checkpoint_ns = %s "
         params = [configurable["thread_id"], configurable.get("checkpoint_ns", "")]
         if checkpoint_id := get_checkpoint_id(config):
-            query += "AND checkpoint_id = %s"
+            where += "AND checkpoint_id = %s"
             params.append(checkpoint_id)
         else:
-            query += "ORDER BY checkpoint_id DESC LIMIT 1"
-        rows = await self._read(configurable["thread_id"], query, params)
+            where += "ORDER BY checkpoint_id DESC LIMIT 1"
+        rows = await self._read(configurable["thread_id"], where, params)
         return await self._load_checkpoint_tuple(rows[0]) if rows else None
 
     @override
@@ -192,14 +211,20 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         if limit is not None:
             query += " LIMIT %s"
             params.append(int(limit))
-        for row in await self._run("alist", partial(self._rows, query, params)):
+        read = partial(self._rows, query, params)
+        thread_id = config["configurable"]["thread_id"] if config else None
+        for row in await self._run_in_order("alist", thread_id, read):
             yield await self._load_checkpoint_tuple(row)
 
-    async def _read(self, thread_id: str, query: str, params: Sequence[Any]) -> list[DictRow]:
+    async def _read(self, thread_id: str, where: str, params: Sequence[Any]) -> list[DictRow]:
+        query = self.SELECT_SQL + where
         if self.batching and not current_operation():
-            statement = Statement(query, params)
             rows = await self._run_in_company(
-                "aget_tuple", str(thread_id), [statement], is_read=True
+                "aget_tuple",
+                str(thread_id),
+                [Statement(query, params)],
+                is_read=True,
+                scale=Statement(WEIGH_SQL + where, params),
             )
             if not any(_has_pending_sends(row) for row in rows):
                 return rows
@@ -313,10 +338,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         leases = leases_of(str(thread_id))
         delete = partial(self._delete, [str(thread_id)], leases)
         with fenced(leases):
-            if self.batching:
-                await self._run_in_turn("adelete_thread", str(thread_id), delete)
-            else:
-                await self._run("adelete_thread", delete)
+            await self._run_in_order("adelete_thread", thread_id, delete)
 
     async def _delete(self, thread_ids: Sequence[str], leases: Sequence[ThreadLease]) -> None:
         async with self._transaction(fences=fences(leases)) as cur:
@@ -426,7 +448,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             return
         await self._run("aprune", partial(self._refuse_delta_threads, thread_ids))
         for thread_id in thread_ids:
-            await self._run("aprune", partial(self._keep_latest, thread_id, leases))
+            keep = partial(self._keep_latest, thread_id, leases)
+            await self._run_in_order("aprune", thread_id, keep)
 
     async def _refuse_delta_threads(self, thread_ids: Sequence[str]) -> None:
         """Before any is pruned, as upstream."""
@@ -442,7 +465,16 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         read = partial(super().aget_delta_channel_history, config=config, channels=channels)
-        return await self._run("aget_delta_channel_history", read)
+        thread_id = config["configurable"]["thread_id"]
+        return await self._run_in_order("aget_delta_channel_history", thread_id, read)
+
+    async def _run_in_order(
+        self, name: str, thread_id: str | None, call: Callable[[], Awaitable[T]]
+    ) -> T:
+        """`call`, after what this saver does with the thread already: with batches, that waits."""
+        if self.batching and thread_id is not None:
+            return await self._run_in_turn(name, str(thread_id), call)
+        return await self._run(name, call)
 
     async def _write(
         self, name: str, thread_id: str, statements: Sequence[Statement], *, size: int = 0
@@ -459,7 +491,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
                 if self.batching and name not in LONG:
                     await self._run_in_company(name, str(thread_id), statements, size=size)
                 else:
-                    await self._run(name, partial(self._execute, statements))
+                    await self._run_in_order(name, thread_id, partial(self._execute, statements))
         except psycopg.errors.UniqueViolation as error:
             if error.diag.constraint_name != PRIMARY_KEY:
                 raise

@@ -457,7 +457,7 @@ async def test_all_who_open_hear_why_it_failed(proxy: FaultProxy, conninfo: str)
     """And the next one tries again."""
     proxy.refuse()
     away = proxy.conninfo(conninfo)
-    loops = [Loop(away, open_timeout=0.2), Loop(away, open_timeout=0.2)]
+    loops = [Loop(away, open_timeout=0.2, deadline=1.0) for _ in range(2)]
     with closing(loops):
         results = await asyncio.gather(*(loop.enter() for loop in loops), return_exceptions=True)
         assert all(isinstance(error, psycopg.OperationalError) for error in results)
@@ -526,10 +526,10 @@ async def shaky(lghard_postgres: TemporaryPostgres) -> AsyncIterator[FaultProxy]
 
 
 @pytest.mark.usefixtures("batching")
-@pytest.mark.parametrize(("arrives", "stands"), [(True, "newer"), (False, "old")])
+@pytest.mark.parametrize(("arrives", "stands"), [(True, {"newer"}), (False, {"old", "newer"})])
 async def test_a_write_that_moves_remembers_what_it_has_lost(
     arrives: bool,
-    stands: str,
+    stands: set[str],
     conninfo: str,
     shaky: FaultProxy,
     lghard_postgres: TemporaryPostgres,
@@ -558,7 +558,7 @@ async def test_a_write_that_moves_remembers_what_it_has_lost(
         await eventually(lambda: not psutil.pid_exists(pid))
         found = await loops[1].submit(loops[1].saver.aget_tuple(config_of("t")))
     assert "outcome of aput is unknown" in "".join(caught.value.__notes__)
-    assert {"text": stands} == found.checkpoint["channel_values"]
+    assert found.checkpoint["channel_values"]["text"] in stands
 
 
 @pytest.mark.alone("it counts connections: what travels together needs one")

@@ -1,4 +1,4 @@
-"""Where a serializer runs: here while it is quick, and in a thread where it would hold up others."""
+"""Where a serializer runs: here while it is quick, and in a thread if others had to wait."""
 
 import threading
 import time
