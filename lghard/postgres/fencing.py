@@ -118,7 +118,7 @@ def leases_of(*thread_ids: str) -> list[ThreadLease]:
     """
     found: dict[str, ThreadLease] = {}
     for lease in inside.get():
-        if lease.thread_id in thread_ids or not (thread_ids or lease._over is RELEASED):
+        if lease.thread_id in thread_ids or not (thread_ids or lease._over == RELEASED):
             found[lease.thread_id] = lease  # the innermost one, where a task has outlived another
     for lease in found.values():
         lease._check()

@@ -70,6 +70,17 @@ UPDATE {TABLE} SET wanted_at = clock_timestamp()
 WHERE thread_id = %(thread_id)s AND owner <> %(owner)s AND wanted_at IS NULL
 """  # noqa: S608 - a constant
 
+# What killed processes have left behind, of threads that nobody has locked since.
+_FORGET = Statement(
+    f"""
+DELETE FROM {TABLE} WHERE thread_id = ANY(ARRAY(
+    SELECT thread_id FROM {TABLE} WHERE expires_at < now() - interval '1 day'
+    LIMIT 1000 FOR UPDATE SKIP LOCKED
+))
+""",  # noqa: S608 - a constant
+    (),
+)
+
 _COLUMNS = (
     "epoch, owner, holder, process, acquired_at, "
     "extract(epoch FROM expires_at - clock_timestamp())::float8 AS remaining"
@@ -144,7 +155,9 @@ def row_of(rows: Sequence[DictRow]) -> Row | None:
     return Row(**rows[0]) if rows else None
 
 
-def claim(thread_id: str, owner: UUID, *, ttl: float, process: str, want: bool) -> list[Statement]:
+def claim(
+    thread_id: str, owner: UUID, *, ttl: float, process: str, want: bool, tidy: bool
+) -> list[Statement]:
     """Take the lease, if it is free or has expired; whose it is comes last.
 
     Args:
@@ -153,16 +166,18 @@ def claim(thread_id: str, owner: UUID, *, ttl: float, process: str, want: bool) 
         ttl: seconds until it expires.
         process: host and process id of that one.
         want: leave word that somebody waits for it.
+        tidy: forget what has long expired, by the way.
     """
     params = {"thread_id": thread_id, "owner": owner, "ttl": ttl, "process": process}
-    steps = [_PROVIDE, _CLAIM, *([_WANT] if want else []), _LOOK]
-    return [_BOUND_WAIT, *(Statement(step, params) for step in steps)]
+    steps = [_PROVIDE, _CLAIM, *([_WANT] if want else [])]
+    claiming = [_BOUND_WAIT, *(Statement(step, params) for step in steps)]
+    return [*claiming, *([_FORGET] if tidy else []), Statement(_LOOK, params)]
 
 
 def renew(leases: Sequence[tuple[int, UUID, float]]) -> list[Statement]:
     """Renew all of them, each by epoch, owner and seconds; what was not renewed comes back."""
     epochs, owners, ttls = map(list, zip(*leases, strict=True))
-    return [Statement(_RENEW, {"epochs": epochs, "owners": owners, "ttls": ttls})]
+    return [_FORGET, Statement(_RENEW, {"epochs": epochs, "owners": owners, "ttls": ttls})]
 
 
 def release(thread_id: str, owner: UUID) -> list[Statement]:

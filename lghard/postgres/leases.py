@@ -168,7 +168,7 @@ class Leases:
         self._next_at = self._renew_at = math.inf
         self._renewing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._is_away = False
+        self._is_away = self._is_tidy = False
 
     @classmethod
     def of(cls, source: "Pool | HardenedAsyncPostgresSaver") -> "Leases":
@@ -255,7 +255,12 @@ class Leases:
         """Take it, if it is free; whoever has it has been seen."""
         lease = turn.lease
         asking = lease_rows.claim(
-            lease.thread_id, lease._owner, ttl=lease._ttl, process=_process(), want=want
+            lease.thread_id,
+            lease._owner,
+            ttl=lease._ttl,
+            process=_process(),
+            want=want,
+            tidy=not self._is_tidy,
         )
         lease._is_asked_for = True
         try:
@@ -276,7 +281,7 @@ class Leases:
             lease._is_asked_for = False
             raise
         else:
-            lease._is_asked_for = False
+            lease._is_asked_for, self._is_tidy = False, True
             line.seen = row = row_of(rows)
             if row and row.owner == lease._owner:
                 lease._begin(row, sent_at)
@@ -458,7 +463,7 @@ class Leases:
         asking = renew([(lease.epoch, lease._owner, lease._ttl) for lease in leases])
         patience = max(period, _LEAST)
         try:
-            sent_at, (rows,) = await self._ask(asking, patience, patience)
+            sent_at, (*_, rows) = await self._ask(asking, patience, patience)
         except Exception as error:  # a pool's callbacks may raise anything: until they expire, try
             if not self._is_away:
                 self._is_away = True
@@ -654,10 +659,7 @@ class Block(AbstractAsyncContextManager[ThreadLease]):
             inside.reset(self._token)
         is_lost = bool(lease._over)
         lease._end(RELEASED)
-        was_held = await self._leases.release(lease)
-        if is_lost or was_held is False:
-            self._tell(lease, error, is_ours=is_ours)
-
-    def _tell(self, lease: ThreadLease, error: BaseException | None, *, is_ours: bool) -> None:
-        if error is None or is_ours:
+        if await self._leases.release(lease) is False and not is_lost:
+            is_lost, lease._over = True, TAKEN_OVER
+        if is_lost and (error is None or is_ours):
             raise lease._lost() from error

@@ -415,7 +415,7 @@ async def test_one_statement_renews_all(pool, renewals, sent, lghard_database):
         after = await rows(lghard_database, "expires_at")
         assert all(new > old for new, old in zip(after, before, strict=True))
         assert [50] * len(sent) == renewals
-        assert {"WITH"} == {*sent}
+        assert {"DELETE WITH"} == {*sent}
 
 
 async def test_it_outlives_its_ttl(conninfo, renewals):
@@ -537,7 +537,7 @@ async def test_whoever_has_lost_it_is_cancelled(pool, lghard_database):
 
 async def test_whoever_lost_it_before_the_end(pool, lghard_database):
     """Nobody has told it before it ended well: somebody else may have been at work beside."""
-    with pytest.raises(ThreadLockLostError):
+    with pytest.raises(ThreadLockLostError, match="somebody else has taken it over"):
         await locked(pool, steal(lghard_database))
 
 
@@ -685,6 +685,20 @@ async def test_an_event_loop_that_ends(lghard_database):
 
 
 # The table
+
+
+async def test_what_killed_processes_left_is_forgotten(pool, stranger, lghard_database):
+    """A day later, by whoever locks something first; what may yet be held, is not."""
+    left = [thread_lock(pool, name) for name in ("long ago", "just now", "held")]
+    for lock in left:
+        await lock.__aenter__()
+    for name, age in (("long ago", "25 hours"), ("just now", "1 hour")):
+        await execute(
+            lghard_database,
+            f"UPDATE {TABLE} SET expires_at = now() - interval '{age}' WHERE thread_id = '{name}'",
+        )
+    await elsewhere(enter(stranger, "t"))
+    assert [("held",), ("just now",)] == await rows(lghard_database)
 
 
 async def test_setup_creates_it(lghard_database):
