@@ -409,6 +409,8 @@ class Leases:
         """Give back what may have been given to somebody who had gone."""
         try:
             await self._insist(release(lease.thread_id, lease._owner))
+        except errors.UndefinedTable:
+            pass  # nor has it been given anything
         except Exception as error:  # a pool's own callbacks may raise anything
             self._say_it_expires(lease, error)
 
