@@ -21,7 +21,14 @@ PACKAGES = ("lghard", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "
 _WIDTH_WHEN_PIPED = 110
 
 Name = Literal[
-    "batching", "concurrent_runs", "conversations", "kill_storm", "loops", "pool", "thread_ids"
+    "batching",
+    "concurrent_runs",
+    "conversations",
+    "kill_storm",
+    "leases",
+    "loops",
+    "pool",
+    "thread_ids",
 ]
 
 

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
         LghardError,
         SchemaSetupError,
         ThreadAccessError,
+        ThreadBusyError,
         ThreadDeletedError,
         ThreadIdError,
+        ThreadLockLostError,
     )
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
         PoolPlan,
         PoolSettings,
         StatementRefusedError,
+        ThreadLease,
         close_shared_pools,
         open_checkpointer,
         open_pool,
         open_store,
         plan_pool,
         shared_pool,
+        thread_lock,
     )
     from lghard.threads import Principal, Role, ThreadAccess, ThreadId, ThreadNamespace
 
@@ -46,9 +50,12 @@ __all__ = [
     "StatementRefusedError",
     "ThreadAccess",
     "ThreadAccessError",
+    "ThreadBusyError",
     "ThreadDeletedError",
     "ThreadId",
     "ThreadIdError",
+    "ThreadLease",
+    "ThreadLockLostError",
     "ThreadNamespace",
     "close_shared_pools",
     "open_checkpointer",
@@ -56,6 +63,7 @@ __all__ = [
     "open_store",
     "plan_pool",
     "shared_pool",
+    "thread_lock",
 ]
 
 _HOMES = {
@@ -72,9 +80,12 @@ _HOMES = {
     "StatementRefusedError": "lghard.postgres",
     "ThreadAccess": "lghard.threads",
     "ThreadAccessError": "lghard.errors",
+    "ThreadBusyError": "lghard.errors",
     "ThreadDeletedError": "lghard.errors",
     "ThreadId": "lghard.threads",
     "ThreadIdError": "lghard.errors",
+    "ThreadLease": "lghard.postgres",
+    "ThreadLockLostError": "lghard.errors",
     "ThreadNamespace": "lghard.threads",
     "close_shared_pools": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
@@ -82,6 +93,7 @@ _HOMES = {
     "open_store": "lghard.postgres",
     "plan_pool": "lghard.postgres",
     "shared_pool": "lghard.postgres",
+    "thread_lock": "lghard.postgres",
 }
 
 

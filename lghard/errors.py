@@ -4,6 +4,8 @@ Database and HTTP errors stay psycopg's and langgraph_sdk's own; these exist onl
 has none. One that is also a psycopg or SDK class lives in its room.
 """
 
+from datetime import datetime
+
 
 class LghardError(Exception):
     """Base of every error that lghard itself defines."""
@@ -38,6 +40,39 @@ class ThreadDeletedError(LghardError):
     """
 
     __module__ = "lghard"
+
+
+class ThreadBusyError(LghardError, TimeoutError):
+    """Somebody else is writing to the thread, and was still at it at the deadline.
+
+    Attributes:
+        thread_id: the thread.
+        holder: the application_name of who has the lock, None if nobody had it by then.
+        process: its host and process id.
+        since: when it got the lock, by the database's clock.
+    """
+
+    __module__ = "lghard"
+
+    thread_id: str = ""
+    holder: str | None = None
+    process: str | None = None
+    since: datetime | None = None
+
+
+class ThreadLockLostError(LghardError):
+    """This holder of a thread's lock has it no longer: somebody else may be writing to the thread.
+
+    What it wrote before stands, nothing is written afterwards. The thread must be read again before
+    one goes on.
+
+    Attributes:
+        thread_id: the thread.
+    """
+
+    __module__ = "lghard"
+
+    thread_id: str = ""
 
 
 class ThreadIdError(LghardError, ValueError):

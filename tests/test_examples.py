@@ -59,6 +59,19 @@ def test_many_conversations():
     assert 500 > int(rows["finished"][1].split()[0])
 
 
+def test_multi_tenant():
+    """Each turn is kept, in order, and nobody hears of another; without lghard it is not so."""
+    printed = run("multi_tenant.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    assert ["apart", "refused", "100", "100 of 100", "yes"] == [
+        rows[name][0]
+        for name in ("two tenants", "forged session", "turns made", "turns kept", "in order")
+    ]
+    assert ["mixed up", "no"] == [rows[name][1] for name in ("two tenants", "in order")]
+    assert "reads" in rows["forged session"][1]
+    assert 100 > int(rows["turns kept"][1].split()[0])
+
+
 def test_on_server():
     """All runs finish within the budget; upstream loses some, and has a pool for each loop."""
     printed = run("on_server.py")

@@ -145,7 +145,9 @@ class Operating:
             return rows[len(opening) :]
 
     @asynccontextmanager
-    async def _transaction(self, first: LiteralString = "") -> AsyncIterator[AsyncCursor[DictRow]]:
+    async def _transaction(
+        self, first: LiteralString = "", fences: Sequence[Statement] = ()
+    ) -> AsyncIterator[AsyncCursor[DictRow]]:
         """A transaction, for what takes several messages.
 
         Not a pipeline: where that is cancelled, psycopg leaves the connection in it for good. And
@@ -153,9 +155,10 @@ class Operating:
 
         Args:
             first: what the block begins with, if it must stand before any query; it may come twice.
+            fences: what may refuse the transaction.
         """
         async with self._cursor() as cur:
-            opening = _opening(cur.connection, stepwise=True)
+            opening = [*_opening(cur.connection, stepwise=True), *fences]
             async with cur.connection.transaction():
                 if opening and first:
                     await cur.execute(first)
@@ -168,6 +171,13 @@ def _opening(conn: Connection, *, stepwise: bool = False) -> Sequence[Statement]
     """What has to stand before the statements of this attempt."""
     operation = current_operation()
     return operation.begin(conn, stepwise=stepwise) if operation else ()
+
+
+async def fetch_all(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:
+    """The rows of each of `statements`, executed all or none."""
+    if psycopg.capabilities.has_pipeline():
+        return await fetch(conn, statements)
+    return await _fetch_each(conn, statements)
 
 
 async def _fetch_each(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:

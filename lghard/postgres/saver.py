@@ -36,7 +36,9 @@ from typing_extensions import override
 
 from lghard.errors import ThreadDeletedError
 from lghard.postgres.fence import PRIMARY_KEY, TABLES, bury, refuse_deleted
+from lghard.postgres.fencing import ThreadLease, fenced, fences, leases_of
 from lghard.postgres.home import place_of
+from lghard.postgres.lease_rows import provide
 from lghard.postgres.migrations import checkpoints
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
@@ -158,7 +160,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         """As upstream, but any number of replicas may call it at once.
 
         Behind a transaction pooler it also creates `lghard_voided_attempts`, which lets writes be
-        repeated there, or warns that this role may not.
+        repeated there, or warns that this role may not. If it may, it creates
+        `lghard_thread_leases` for `thread_lock`.
 
         Raises:
             SchemaSetupError: tables are missing or out of date, and this role may not change that;
@@ -168,6 +171,16 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         tables = {} if self.fence is None else TABLES
         schema = checkpoints(self.MIGRATIONS, tables)
         await self._run("setup", partial(self._set_up, [schema]))
+        await self._run("setup", self._provide_leases)
+
+    async def _provide_leases(self) -> None:
+        """A role that may not is told by `thread_lock`, should it ever use that."""
+        async with self._connection() as conn:
+            try:
+                await provide(conn)
+            except psycopg.Error:
+                if conn.closed:
+                    raise
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -322,11 +335,13 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
 
     @override
     async def adelete_thread(self, thread_id: str) -> None:
-        delete = partial(self._delete, [str(thread_id)])
-        await self._run_in_order("adelete_thread", thread_id, delete)
+        leases = leases_of(str(thread_id))
+        delete = partial(self._delete, [str(thread_id)], leases)
+        with fenced(leases):
+            await self._run_in_order("adelete_thread", thread_id, delete)
 
-    async def _delete(self, thread_ids: Sequence[str]) -> None:
-        async with self._transaction() as cur:
+    async def _delete(self, thread_ids: Sequence[str], leases: Sequence[ThreadLease]) -> None:
+        async with self._transaction(fences=fences(leases)) as cur:
             if self.fence is not None:
                 await bury(cur, thread_ids, fence=self.fence, patience=self.deadline)
             await delete_threads(cur, thread_ids)
@@ -352,7 +367,11 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         params = {"run_ids": [str(run_id) for run_id in run_ids]}
         # Planned for these very runs.
         deleting = Statement(DELETE_FOR_RUNS, params, prepare=False)
-        *_, severed = await self._run("adelete_for_runs", partial(self._fetch, [deleting]))
+        leases = leases_of()  # which threads these are runs of, nobody knows yet
+        with fenced(leases):
+            *_, severed = await self._run(
+                "adelete_for_runs", partial(self._fetch, [*fences(leases), deleting])
+            )
         if severed:
             threads = ", ".join(row["thread_id"] for row in severed)
             raise NotImplementedError(
@@ -417,12 +436,19 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         thread_ids = [str(thread_id) for thread_id in thread_ids]
         if not thread_ids:
             return
-        if STRATEGIES[strategy] == "delete":
-            await self._run("aprune", partial(self._delete, thread_ids))
+        leases = leases_of(*thread_ids)
+        with fenced(leases):
+            await self._prune(thread_ids, STRATEGIES[strategy], leases)
+
+    async def _prune(
+        self, thread_ids: Sequence[str], strategy: str, leases: Sequence[ThreadLease]
+    ) -> None:
+        if strategy == "delete":
+            await self._run("aprune", partial(self._delete, thread_ids, leases))
             return
         await self._run("aprune", partial(self._refuse_delta_threads, thread_ids))
         for thread_id in thread_ids:
-            keep = partial(self._keep_latest, thread_id)
+            keep = partial(self._keep_latest, thread_id, leases)
             await self._run_in_order("aprune", thread_id, keep)
 
     async def _refuse_delta_threads(self, thread_ids: Sequence[str]) -> None:
@@ -430,8 +456,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         async with self._transaction() as cur:
             await _aexecute(cur, _refuse_delta_threads(thread_ids))
 
-    async def _keep_latest(self, thread_id: str) -> None:
-        async with self._transaction(PRUNE_SNAPSHOT_SQL) as cur:
+    async def _keep_latest(self, thread_id: str, leases: Sequence[ThreadLease]) -> None:
+        async with self._transaction(PRUNE_SNAPSHOT_SQL, fences(leases)) as cur:
             await _aexecute(cur, _keep_latest(thread_id))
 
     @override
@@ -458,11 +484,14 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             return
         if self.fence is not None:
             statements = [*refuse_deleted(thread_id), *statements]
+        leases = leases_of(str(thread_id))
+        statements = [*fences(leases), *statements]
         try:
-            if self.batching and name not in LONG:
-                await self._run_in_company(name, str(thread_id), statements, size=size)
-            else:
-                await self._run_in_order(name, thread_id, partial(self._execute, statements))
+            with fenced(leases):
+                if self.batching and name not in LONG:
+                    await self._run_in_company(name, str(thread_id), statements, size=size)
+                else:
+                    await self._run_in_order(name, thread_id, partial(self._execute, statements))
         except psycopg.errors.UniqueViolation as error:
             if error.diag.constraint_name != PRIMARY_KEY:
                 raise
