@@ -14,11 +14,15 @@ import jwt
 from langgraph_sdk import Auth
 
 from lghard import Principal, Role, ThreadAccess, ThreadAccessError, ThreadIdError, ThreadNamespace
+from lghard.threads import Action
 
 threads = ThreadNamespace("tenant", "user", "session")
 access = ThreadAccess(
     threads,
-    roles={"member": Role(own={"read", "write", "resume", "update_state", "delete"})},
+    roles={
+        "member": Role(own={"read", "write", "resume", "update_state", "delete"}),
+        "viewer": Role(own={"read"}),
+    },
 )
 NOBODYS = {"lghard": " "}  # no id holds a space, so this filter hides everything
 auth = Auth()
@@ -52,10 +56,20 @@ def principal(ctx: Auth.types.AuthContext) -> Principal:
         raise Refused(status_code=403) from None
 
 
-def own(ctx: Auth.types.AuthContext) -> dict[str, str]:
+def own(ctx: Auth.types.AuthContext, action: Action) -> dict[str, str]:
     """What the metadata of their threads has in common: the server hides all others."""
     who = principal(ctx)
+    any_of_theirs = threads.id(tenant=who.tenant, user=who.user, session="any")
+    if not access.may(who, action, any_of_theirs):
+        return NOBODYS
     return threads.metadata(tenant=who.tenant, user=who.user)
+
+
+def actions(kwargs: dict[str, Any]) -> set[Action]:
+    """What a run does with its thread."""
+    command = kwargs.get("command") or {}
+    found: set[Action] = {"resume"} if command.get("resume") is not None else {"write"}
+    return found | {"update_state"} if command.get("update") or command.get("goto") else found
 
 
 def claims_a_thread(metadata: dict[str, Any] | None) -> bool:
@@ -83,7 +97,7 @@ async def refuse(ctx: Auth.types.AuthContext, value: Any) -> bool:  # noqa: ARG0
 @auth.on.threads.create
 async def create(ctx: Auth.types.AuthContext, value: Auth.types.ThreadsCreate) -> dict[str, str]:
     check_claim(ctx, value["thread_id"], value.setdefault("metadata", {}))
-    return own(ctx)
+    return own(ctx, "write")
 
 
 @auth.on.threads.create_run
@@ -95,20 +109,23 @@ async def create_run(ctx: Auth.types.AuthContext, value: Auth.types.RunsCreate) 
         check_claim(ctx, value.get("thread_id"), metadata)
     if claims_a_thread(config.get("metadata")):
         raise Refused(status_code=403, detail="metadata=thread.metadata, and not in config")
-    metadata.update(own(ctx))  # for the thread that the server makes for a run without one
-    return own(ctx)
+    filters = [own(ctx, action) for action in actions(value["kwargs"])]
+    if NOBODYS in filters:
+        raise Refused(status_code=403, detail="no role of theirs allows it")
+    metadata.update(filters[0])  # for the thread that the server makes for a run without one
+    return filters[0]
 
 
 @auth.on.threads.update
 async def update(ctx: Auth.types.AuthContext, value: Auth.types.ThreadsUpdate) -> dict[str, str]:
     """Its metadata, its state, its runs; but not whose it is."""
     # The server asks only about threads that exist, so an error would tell strangers that it does.
-    return NOBODYS if claims_a_thread(value.get("metadata")) else own(ctx)
+    return NOBODYS if claims_a_thread(value.get("metadata")) else own(ctx, "update_state")
 
 
 @auth.on(resources="threads", actions=["read", "delete", "search"])
 async def see(ctx: Auth.types.AuthContext, value: Any) -> dict[str, str]:  # noqa: ARG001
-    return own(ctx)
+    return own(ctx, "delete" if ctx.action == "delete" else "read")
 
 
 @auth.on(resources="assistants", actions=["read", "search"])

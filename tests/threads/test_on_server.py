@@ -338,6 +338,31 @@ def test_forged_token(server, untouched, forged):
     assert 401 == response.status_code
 
 
+CHANGES = {
+    name: ATTEMPTS[name]
+    for name in (
+        *("create, do nothing", "update the metadata", "update the state", "delete", "prune"),
+        *("write", "write in the background", "resume", "go on", "cancel the runs"),
+    )
+}
+
+
+@pytest.mark.parametrize("attempt", CHANGES.values(), ids=CHANGES)
+def test_a_viewer_only_reads(server, ada, untouched, attempt):
+    """Of her own thread, where her token says no more; and a role that nobody knows not even that.
+
+    A run without a thread is a run, too.
+    """
+    for role, sees in (("viewer", 1), ("nobody", 0)):
+        with get_sync_client(url=server.url, headers=headers(roles=[role])) as client:
+            assert sees == len(client.threads.search(ids=[str(VICTIM.uuid)]))
+            found = outcome(lambda *args: attempt(client, *args), VICTIM)
+            assert found is not None
+            assert found[0] in (403, 404)
+            with pytest.raises(httpx.HTTPStatusError, match="403"):
+                client.runs.wait(None, "agent", input=WISH)
+
+
 def test_colleague_fails(server, ada, untouched):
     """A member of the same tenant has threads of their own."""
     with get_sync_client(url=server.url, headers=headers("acme", "eve")) as eve:
