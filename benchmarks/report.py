@@ -16,7 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("lghard", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "psycopg-pool")
+PACKAGES = (
+    "lghard",
+    "langgraph",
+    "langgraph-checkpoint-postgres",
+    "langgraph-sdk",
+    "psycopg",
+    "psycopg-pool",
+)
 
 _WIDTH_WHEN_PIPED = 110
 
@@ -28,6 +35,8 @@ Name = Literal[
     "leases",
     "loops",
     "pool",
+    "sdk",
+    "state",
     "thread_ids",
 ]
 

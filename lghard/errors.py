@@ -105,3 +105,95 @@ class ThreadAccessError(LghardError, PermissionError):
     def __init__(self, message: str, check: str = "") -> None:
         super().__init__(message)
         self.check = check
+
+
+class RunCancelledError(LghardError):
+    """A run was stopped before its graph came to an end: what arrived of it is a part.
+
+    Attributes:
+        thread_id: The thread of the run; None for a stateless run.
+        run_id: The run, where the server has told it.
+        reason: "superseded" by a newer run on its thread, "rolled back" or deleted, "timed out" on
+            the server, or "cancelled", when the server does not know more.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(
+        self, message: str, *, reason: str, thread_id: str | None, run_id: str | None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.thread_id = thread_id
+        self.run_id = run_id
+
+
+class RunDeadlineError(LghardError, TimeoutError):
+    """A run took longer than its policy allows, and was cancelled on the server.
+
+    A note says where that could not be done, or was not asked for.
+
+    Attributes:
+        limit: Which one: "deadline", "first_event_timeout" or "idle_timeout".
+        seconds: How long it is.
+        thread_id: The thread of the run; None for a stateless run.
+        run_id: The run, where the server has told it.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str,
+        seconds: float,
+        thread_id: str | None,
+        run_id: str | None,
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.seconds = seconds
+        self.thread_id = thread_id
+        self.run_id = run_id
+
+
+class RunFailedError(LghardError):
+    """A graph has raised an error; the message is the server's.
+
+    Attributes:
+        error: The name of the error's class on the server.
+        message: What it said.
+        thread_id: The thread of the run; None for a stateless run.
+        run_id: The run, where the server has told it.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(
+        self, error: str, message: str, *, thread_id: str | None, run_id: str | None
+    ) -> None:
+        super().__init__(f"{error}: {message}")
+        self.error = error
+        self.message = message
+        self.thread_id = thread_id
+        self.run_id = run_id
+
+
+class RunOutcomeUnknownError(LghardError):
+    """It is not known whether a run was created, and finding out by trying could create two.
+
+    The message says why, what was looked at, and what to do next. Calling `create_run_once` again
+    with the same key is always safe: it looks again.
+    """
+
+    __module__ = "lghard"
+
+
+class RunKeyReusedError(LghardError, ValueError):
+    """A key of `create_run_once` was used before, for a run with other arguments.
+
+    No run was created by this call.
+    """
+
+    __module__ = "lghard"

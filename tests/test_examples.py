@@ -26,6 +26,8 @@ def test_every_example_is_tested():
         "many_conversations.py",
         "on_server.py",
         "remember.py",
+        "run_once.py",
+        "sdk_client.py",
         "shared_pool.py",
         "survive.py",
         "tenants_on_server.py",
@@ -93,6 +95,29 @@ def test_remember():
     ]
     assert int(rows["killed"][0]) > 20
     assert int(rows["users lost"][1]) > 0
+
+
+def test_run_once():
+    """Every order is charged once; with a retry loop around the SDK, orders are charged again."""
+    printed = run("run_once.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    assert ["50 of 50", "0", "50", "100 of 100", "50"] == [
+        rows[name][0]
+        for name in ("orders charged", "more than once", "charges", "answered", "answers lost")
+    ]
+    assert int(rows["more than once"][1]) > 0
+
+
+def test_sdk_client():
+    """A run stops with its reader, and nothing cut short looks whole; the SDK's own does not."""
+    printed = run("sdk_client.py")
+    rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
+    for name in ("closed", "broken out of", "cancelled", "killed"):
+        ours, theirs = (int(cell.split()[-2]) for cell in rows[name])
+        assert ours <= 100 < theirs
+    assert ["told: superseded", "got a result"] == rows["first caller"]
+    assert rows["reset"][0].startswith("raises ")
+    assert "2 of 8 updates, no error" == rows["reset"][1]
 
 
 def test_shared_pool():
