@@ -115,7 +115,7 @@ def _is_array(kind: type) -> bool:
 
 
 def _array(value: Any) -> object:
-    return value.dtype.str, value.shape, value.tobytes()
+    return repr(value.dtype), value.shape, value.tobytes()
 
 
 def _inner(path: Path, old: Any, new: Any) -> Iterable[tuple[Path, Any, Any]]:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from lghard.state.compare import attributes
+from lghard.state.compare import attributes, differences
 from lghard.state.inline import inline_surrogate
 from lghard.state.looking import (
     class_dict,
@@ -44,7 +44,7 @@ from lghard.state.looking import (
     spelled,
 )
 from lghard.state.models import plan_of, stored_fields
-from lghard.state.paths import Path
+from lghard.state.paths import ROOT, Path
 
 Note = tuple[str, Path, dict[str, object]]
 
@@ -157,7 +157,8 @@ def _key(path: Path, key: object) -> list[Note]:
     if kind is int:
         return list(_int(place, key, Place()).findings)  # type: ignore[arg-type]
     if kind is str:
-        return [("LGS104", place, {"type": "str with a surrogate"})]
+        bad = inline_surrogate(key) is not None  # type: ignore[arg-type]
+        return [("LGS104", place, {"type": "str with a surrogate"})] if bad else []
     if Enum in mro:
         member = attributes(key).get("_value_")
         back = {"type": spelled(kind), "back": type(member).__name__}
@@ -199,7 +200,9 @@ def _comes_back_unhashable(member: object) -> bool:
     kind = type(member)
     if tuple in mro_of(kind):
         return "_fields" not in class_dict(kind) or lookup_problem(kind, "") is not None
-    return Enum not in mro_of(kind) and lookup_problem(kind, "") is not None
+    if is_trusted(module_of(kind)) or Enum in mro_of(kind):
+        return False
+    return lookup_problem(kind, "") is not None
 
 
 def _deque(path: Path, value: deque[Any], place: Place) -> Verdict:
@@ -335,9 +338,16 @@ def _is_mock(kind: type, value: object) -> bool:  # noqa: ARG001
     return inherits(kind, "unittest.mock", "NonCallableMock")
 
 
+def _is_pandas(kind: type, value: object) -> bool:  # noqa: ARG001
+    return inherits(kind, "pandas", "NDFrame", "Index")
+
+
+def _is_namedtuple(kind: type, value: object) -> bool:  # noqa: ARG001
+    return tuple in mro_of(kind) and type(in_class(kind, "_fields")) is tuple
+
+
 def _is_duck(kind: type, value: object) -> bool:
-    is_tuple = tuple in mro_of(kind) and "_fields" in class_dict_of_bases(kind)
-    return not is_tuple and _duck(kind, value) is not None
+    return not _is_namedtuple(kind, value) and _duck(kind, value) is not None
 
 
 def class_dict_of_bases(kind: type) -> set[str]:
@@ -430,8 +440,11 @@ def _is_send_like(kind: type, value: object) -> bool:
 def _send_like(path: Path, value: Any, place: Place) -> Verdict:
     kind = type(value)
     fields = in_class(kind, "__dataclass_fields__")
-    if type(fields) is dict and list(fields) == ["node", "arg"]:
-        return _dataclass(path, value, place)
+    if type(fields) is dict and list(fields)[:2] == ["node", "arg"]:
+        held = attributes(value)
+        rest = list(fields)[2:]
+        if all(n in held and _same(held[n], fields[n].default) for n in rest):
+            return _dataclass(path, value, place)
     return _noted("LGS210", path, type=spelled(kind), attribute="node and arg")
 
 
@@ -463,6 +476,10 @@ def _unset(path: Path, kind: type, name: str) -> Note:
     return "LGS404", place, {"type": spelled(kind), "code": name}
 
 
+def _same(value: object, default: object) -> bool:
+    return next(differences(default, value, ROOT), None) is None
+
+
 def _dataclass_kinds() -> tuple[Any, Any]:
     import dataclasses
 
@@ -485,11 +502,11 @@ def _constructor(path: Path, kind: type, fields: dict[str, Any]) -> list[Note]:
     needed = [n for n in variables if not _has_default(fields[n])]
     if needed:
         return [("LGS214", path, {"type": name, "why": f"{needed[0]} is an InitVar"})]
-    init = in_class(kind, "__init__")
+    init: Any = in_class(kind, "__init__")
     if "__pydantic_validator__" in class_dict_of_bases(kind):
         return [("LGS404", path, {"type": name, "code": "pydantic's validation"})]
     if not is_generated(init):
-        return [("LGS404", path, {"type": name, "code": "__init__"})]
+        return [_own_init(path, name, init, bare)]
     missing = [n for n in bare if n not in init.__code__.co_varnames]
     if missing:
         return [("LGS214", path, {"type": name, "why": f"__init__ does not take {missing[0]}"})]
@@ -499,6 +516,17 @@ def _constructor(path: Path, kind: type, fields: dict[str, Any]) -> list[Note]:
                       and not inspect.ismemberdescriptor(in_class(kind, n))), None)
     found = code or meta or described
     return [("LGS404", path, {"type": name, "code": found})] if found else []
+
+
+def _own_init(path: Path, name: str, init: Any, fields: list[str]) -> Note:
+    """A constructor that somebody wrote: whether it can be called with the fields, at least."""
+    code = getattr(init, "__code__", None)
+    taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ()
+    anything = code is None or code.co_flags & inspect.CO_VARKEYWORDS
+    missing = [field for field in fields if field not in taken]
+    if missing and not anything:
+        return "LGS214", path, {"type": name, "why": f"__init__ does not take {missing[0]}"}
+    return "LGS404", path, {"type": name, "code": "__init__"}
 
 
 _DYNAMIC = ("__getattr__", "__getattribute__", "__class__")
@@ -592,13 +620,13 @@ _ORDER: tuple[tuple[Callable[..., bool], Callable[..., Verdict]], ...] = (
     (lambda kind, _: inherits(kind, "langgraph.checkpoint.serde.types", "_DeltaSnapshot"), _send),
     (lambda kind, _: inherits(kind, "pydantic.main", "BaseModel"), _model),
     (lambda kind, _: inherits(kind, "pydantic.types", "_SecretBase", "SecretStr"), _secret),
+    (lambda kind, _: inherits(kind, "langgraph.store.base", "Item"), _item),
+    (_is_pandas, lambda path, value, place: _raised(path, value, place)),
     (_is_duck, _ducked),
-    (lambda kind, _: "_asdict" in class_dict_of_bases(kind), _namedtuple),
+    (_is_namedtuple, _namedtuple),
     (
         lambda kind, _: _dynamic(kind) and not _has_codec(kind),
-        lambda path, value, _: _noted(
-            "LGS210", path, type=spelled(type(value)), attribute=_dynamic(type(value))
-        ),
+        lambda path, value, place: _raised(path, value, place),
     ),
     _subclass_of(FilePath, "", "a list"),
     _subclass_of(UUID, "", "str"),
@@ -619,7 +647,6 @@ _ORDER: tuple[tuple[Callable[..., bool], Callable[..., Verdict]], ...] = (
     (lambda kind, _: inherits(kind, "langgraph.types", "Send"), _send),
     (_is_send_like, _send_like),
     (lambda kind, _: type(in_class(kind, "__dataclass_fields__")) is dict, _dataclass),
-    (lambda kind, _: inherits(kind, "langgraph.store.base", "Item"), _item),
     (lambda kind, _: inherits(kind, "numpy", "ndarray"), _array),
     (lambda kind, _: BaseException in mro_of(kind), _exception),
 )

@@ -76,13 +76,18 @@ def own_code(kind: type, *names: str) -> str | None:
     """The first of these methods that a class of somebody else's defines; None if none does."""
     for base, name in definers(kind, *names):
         found = class_dict(base)[name]
-        if not is_trusted(module_of(base)) and not is_generated(found):
+        if not is_trusted(module_of(base)) and not is_generated(found) and not _is_library(found):
             return name
     return None
 
 
+def _is_library(function: object) -> bool:
+    return type(function) is FunctionType and is_trusted(function.__module__)
+
+
 def is_generated(function: object) -> bool:
     """Whether dataclasses or namedtuple wrote it."""
+    function = function.__func__ if type(function) is staticmethod else function
     return type(function) is FunctionType and function.__code__.co_filename.startswith("<string>")
 
 

@@ -7,6 +7,7 @@ none of the functions in it is the user's, running pydantic runs no code of his.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import GetSetDescriptorType
 from typing import Any
 
 from lghard.state.compare import attributes
@@ -15,6 +16,7 @@ from lghard.state.looking import (
     class_dict,
     definers,
     in_class,
+    is_generated,
     is_trusted,
     lookup_problem,
     module_of,
@@ -37,6 +39,7 @@ _METHODS = (
     "model_dump",
     "model_construct",
     "model_post_init",
+    "__post_init__",
     "__get_pydantic_core_schema__",
 )
 
@@ -120,10 +123,16 @@ def _own_method(kind: type) -> str | None:
         if is_trusted(module_of(base)) or name == "__new__" and base is object:
             continue
         found = class_dict(base)[name]
-        if is_trusted(getattr(found, "__module__", None)):
-            continue  # pydantic's own model_post_init, which sets up private attributes
+        # pydantic's own model_post_init, which sets up private attributes, is in each such class.
+        if is_trusted(getattr(found, "__module__", None)) or is_generated(found) or _is_slot(found):
+            continue
         return f"{name_of(base)}.{name}"
     return None
+
+
+def _is_slot(found: object) -> bool:
+    """The descriptor with which each class that has a `__dict__` gives it."""
+    return type(found) is GetSetDescriptorType
 
 
 def _own_metaclass(kind: type) -> str | None:
@@ -148,6 +157,8 @@ def _own_function(schema: Any) -> str | None:
 
 
 def _function_in(node: dict[str, Any]) -> str | None:
+    if str(node.get("when_used", "")).startswith("json"):
+        return None
     for key in ("function", "default_factory", "discriminator", "fail_fast", "post_init"):
         found = node.get(key)
         if type(found) is dict:

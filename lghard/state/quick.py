@@ -114,6 +114,11 @@ def _json_view(value: Any) -> Any:
     return None if type(value) is bytes else _view(value)
 
 
+def _bytes_view(value: Any) -> None:
+    if type(value) is not bytes:
+        raise LookCloselyError
+
+
 def _object_view(value: Any) -> Any:
     verdict = judge(ROOT, value, Place())
     if verdict.findings:
@@ -240,9 +245,10 @@ def _texts_are_clean(texts: list[Any], rest: list[Any]) -> bool:
     if not "".join(texts).isascii():
         rest = [*rest, texts]
     if rest:
-        # At the depth at which the serializer sees them, and not one less.
-        ormsgpack.packb([[[rest]]], default=_view, option=_OPTIONS)
-        orjson.dumps(rest, default=_json_view, option=_JSON_OPTIONS)
+        # At the depth at which the serializer sees them, and not one less. No object is certain
+        # here: where no type says what it is, most come back as dicts.
+        ormsgpack.packb([[[rest]]], option=_OPTIONS)
+        orjson.dumps(rest, default=_bytes_view, option=_JSON_OPTIONS)
     return True
 
 

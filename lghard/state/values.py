@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # ormsgpack gives up at this depth of plain containers, and Python's stack at this of objects.
 DEEPEST = 255
-DEEPEST_OBJECTS = 480
+DEEPEST_OBJECTS = 400
 
 # A value with more than this many is broken in one way that shows soon enough.
 MOST_FINDINGS = 500
@@ -177,6 +177,8 @@ class Walk:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.findings: list[Finding] = []
+        # Whether writing it would go round in circles, or take Python's whole stack.
+        self.endless = False
         self._inside: dict[int, Path] = {}
         self._clean: dict[tuple[int, bool], int] = {}
 
@@ -213,7 +215,7 @@ class Walk:
             self._inside[key] = step.path
             starts[key] = len(self.findings)
             steps.append(step._replace(leave=True))
-            depth, objects = (2, step.objects + 1) if verdict.boxed else (step.depth, step.objects)
+            depth, objects = (1, step.objects + 1) if verdict.boxed else (step.depth, step.objects)
             steps.extend(
                 Step(path, value, place, depth + 1, objects)
                 for path, value, place in reversed(verdict.inner)
@@ -229,12 +231,14 @@ class Walk:
     def _too_deep(self, step: Step) -> bool:
         other = self._inside.get(id(step.value))
         if other is not None:
+            self.endless = True
             self.add("LGS105", step.path, what=f"a cycle back to {other}", limit=DEEPEST)
             return True
         if step.depth >= DEEPEST and type(step.value) in (list, dict, tuple):
             self.add("LGS105", step.path, what=f"{step.depth + 1} levels", limit=DEEPEST)
             return True
         if step.objects > DEEPEST_OBJECTS:
+            self.endless = True
             what = f"{step.objects} objects inside each other"
             self.add("LGS105", step.path, what=what, limit=DEEPEST_OBJECTS)
             return True
@@ -286,8 +290,7 @@ class Walk:
             self.add(problem.rule, step.path, **problem.fields)
         self._profile(step)
         self._allowed(step, verdict)
-        if not is_simple(model, plan):
-            self._fields(step, model)
+        self._fields(step, model)
 
     def _fields(self, step: Step, model: Any) -> None:
         """Whatever is in a model that is not simple."""
@@ -297,12 +300,14 @@ class Walk:
         place = Place(step.place.outer or name_of(type(model)), dumped=True)
         if not plan.encodes_itself:
             for name, value in stored_fields(model, plan):
-                inner.look(Step(step.path.attribute(name), value, place, 3, step.objects + 1))
-        self.findings += _certain(inner.findings)
+                inner.look(Step(step.path.attribute(name), value, place, 2, step.objects + 1))
+        self.endless |= inner.endless
+        self.findings += [each for each in inner.findings if _certain(each) or _blocks(each)]
         if plan.code:
             self._code(step, model)
-        elif not any(_blocks(each) for each in inner.findings):
-            self._revived(step, model)
+        elif not is_simple(model, plan) or inner.findings:
+            if not any(_blocks(each) for each in inner.findings):
+                self._revived(step, model)
 
     def _code(self, step: Step, model: Any) -> None:
         """What is certain about a model with code of its own, which does not run here."""
@@ -360,11 +365,11 @@ def _is_default(value: object, declared: Any) -> bool:
 
 
 # What stays true of a value inside a model even if it comes back equal.
-_CERTAIN = {"LGS308", "LGS310", "LGS311", "LGS318", "LGS404"}
+_CERTAIN = {"LGS213", "LGS308", "LGS310", "LGS311", "LGS318", "LGS404"}
 
 
-def _certain(findings: list[Finding]) -> list[Finding]:
-    return [f for f in findings if f.severity is Severity.ERROR or f.rule in _CERTAIN]
+def _certain(found: Finding) -> bool:
+    return found.severity is Severity.ERROR or found.rule in _CERTAIN
 
 
 def _blocks(found: Finding) -> bool:
@@ -458,8 +463,8 @@ def _tried(path: Path, value: Any, walk: Walk, settings: Settings) -> list[Findi
     """What really happens, told in the words of what was expected."""
     from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-    if any(each.rule == "LGS105" for each in walk.findings):
-        return walk.findings  # a cycle of objects would take the process down
+    if walk.endless:
+        return walk.findings
     serde = settings.serde or JsonPlusSerializer(allowed_msgpack_modules=True)
     try:
         stored = serde.dumps_typed(value)
