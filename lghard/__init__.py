@@ -8,7 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError, ThreadDeletedError
+    from lghard.errors import (
+        ForeignLoopError,
+        LghardError,
+        SchemaSetupError,
+        StateNotSerializableError,
+        ThreadDeletedError,
+    )
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -23,8 +29,20 @@ if TYPE_CHECKING:
         plan_pool,
         shared_pool,
     )
+    from lghard.state import (
+        CheckedSerializer,
+        Finding,
+        Report,
+        Severity,
+        assert_checkpointable,
+        check_value,
+        checked,
+        forbid_mutations,
+    )
 
 __all__ = [
+    "CheckedSerializer",
+    "Finding",
     "ForeignLoopError",
     "HardenedAsyncPostgresSaver",
     "LghardError",
@@ -32,10 +50,17 @@ __all__ = [
     "PoolOpenError",
     "PoolPlan",
     "PoolSettings",
+    "Report",
     "SchemaSetupError",
+    "Severity",
+    "StateNotSerializableError",
     "StatementRefusedError",
     "ThreadDeletedError",
+    "assert_checkpointable",
+    "check_value",
+    "checked",
     "close_shared_pools",
+    "forbid_mutations",
     "open_checkpointer",
     "open_pool",
     "open_store",
@@ -44,6 +69,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckedSerializer": "lghard.state",
+    "Finding": "lghard.state",
     "ForeignLoopError": "lghard.errors",
     "HardenedAsyncPostgresSaver": "lghard.postgres",
     "LghardError": "lghard.errors",
@@ -51,10 +78,17 @@ _HOMES = {
     "PoolOpenError": "lghard.postgres",
     "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
+    "Report": "lghard.state",
     "SchemaSetupError": "lghard.errors",
+    "Severity": "lghard.state",
+    "StateNotSerializableError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
+    "assert_checkpointable": "lghard.state",
+    "check_value": "lghard.state",
+    "checked": "lghard.state",
     "close_shared_pools": "lghard.postgres",
+    "forbid_mutations": "lghard.state",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",
     "open_store": "lghard.postgres",

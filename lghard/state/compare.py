@@ -120,7 +120,7 @@ def _array(value: Any) -> object:
 
 def _inner(path: Path, old: Any, new: Any) -> Iterable[tuple[Path, Any, Any]]:
     kind = type(old)
-    if kind in _PLAIN or kind in _COMPARE and kind is not deque:
+    if kind in _PLAIN or (kind in _COMPARE and kind is not deque) or PurePath in kind.__mro__:
         return
     if issubclass(kind, dict):
         yield from _items(path, old, new)

@@ -18,6 +18,7 @@ MOST_BYTES = 268_435_455
 INTEGERS = 1e16
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LONE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 
 
 def inline_findings(path: str, value: object) -> list[Finding]:
@@ -47,7 +48,10 @@ def _text(path: str, text: str) -> list[Finding]:
         found.append(finding("LGS120", path, at=at))
     surrogate = inline_surrogate(text)
     if surrogate is not None:
-        return [*found, finding("LGS122", path, at=surrogate)]
+        # Postgres takes a pair of them for the character that the pair stands for.
+        lone = _LONE.search(text)
+        rule, at = ("LGS122", lone.start()) if lone else ("LGS221", surrogate)
+        return [*found, finding(rule, path, at=at)]
     if len(text) * 4 > MOST_BYTES and (size := _size(text)) > MOST_BYTES:
         found.append(finding("LGS123", path, bytes=size))
     return found

@@ -100,6 +100,10 @@ def judge(path: Path, value: Any, place: Place) -> Verdict:
                 return judged(path, value, place)
     if type in mro:
         return _class(path, value, place)
+    if place.dumped and tuple in mro and not _is_namedtuple(kind, value):
+        return _tuple(path, value, place)
+    if place.dumped and Fraction in mro:
+        return _noted("LGS227", path, was=spelled(kind), became="another type")
     return _object(path, value, place)
 
 
@@ -141,23 +145,25 @@ def _dict(path: Path, value: dict[Any, Any], place: Place) -> Verdict:
     notes: list[Note] = []
     for key in dict.keys(value):
         if type(key) is not str or inline_surrogate(key) is not None:
-            notes += _key(path, key)
+            notes += _key(path, key, dumped=place.dumped)
     inner = tuple((path[key], x, place) for key, x in dict.items(value))
     return Verdict(tuple(notes), inner)
 
 
-def _key(path: Path, key: object) -> list[Note]:
+def _key(path: Path, key: Any, *, dumped: bool = False) -> list[Note]:
     """What becomes of a dict key: the same, a str, or an error."""
     kind, place = type(key), path.key(key)
     mro = mro_of(kind)
     if kind in (float, bool, bytes, type(None)):
         return []
+    if dumped and tuple in mro and kind is not tuple:
+        return [("LGS302", place, {"type": spelled(kind), "back": "tuple"})]
     if kind is tuple:
-        return [(rule, place, fields) for k in key for rule, _, fields in _key(path, k)]  # type: ignore[attr-defined]
+        return [(rule, place, fields) for k in key for rule, _, fields in _key(path, k)]
     if kind is int:
-        return list(_int(place, key, Place()).findings)  # type: ignore[arg-type]
+        return list(_int(place, key, Place()).findings)
     if kind is str:
-        bad = inline_surrogate(key) is not None  # type: ignore[arg-type]
+        bad = inline_surrogate(key) is not None
         return [("LGS104", place, {"type": "str with a surrogate"})] if bad else []
     if Enum in mro:
         member = attributes(key).get("_value_")
@@ -165,6 +171,8 @@ def _key(path: Path, key: object) -> list[Note]:
         return [*_key(path, member), ("LGS302", place, back)] if type(member) is not str else [
             ("LGS302", place, back)
         ]
+    if kind is time and key.tzinfo is not None or kind is memoryview and not key.contiguous:
+        return [("LGS104", place, {"type": spelled(kind)})]
     if kind in (UUID, date, datetime, time) or str in mro or int in mro or kind is memoryview:
         back_to = "int" if int in mro else "bytes" if kind is memoryview else "str"
         return [("LGS302", place, {"type": spelled(kind), "back": back_to})]
@@ -199,7 +207,7 @@ def _members(path: Path, value: Any, place: Place) -> Verdict:
 def _comes_back_unhashable(member: object) -> bool:
     kind = type(member)
     if tuple in mro_of(kind):
-        return "_fields" not in class_dict(kind) or lookup_problem(kind, "") is not None
+        return not _is_namedtuple(kind, member) or lookup_problem(kind, "") is not None
     if is_trusted(module_of(kind)) or Enum in mro_of(kind):
         return False
     return lookup_problem(kind, "") is not None
@@ -400,7 +408,7 @@ def _namedtuple(path: Path, value: Any, place: Place) -> Verdict:
     if place.dumped:
         notes.append(("LGS301", path, {}))
     inner = tuple((path.attribute(name), x, inside) for name, x in fields)
-    return Verdict(tuple(notes), inner, boxed=True, stored_as=_stored(kind))
+    return Verdict(tuple(notes), inner, boxed=not place.dumped, stored_as=_stored(kind))
 
 
 def _enum(path: Path, value: Any, place: Place) -> Verdict:
@@ -462,7 +470,7 @@ def _dataclass(path: Path, value: Any, place: Place) -> Verdict:
     unset = [n for n in real if n not in held]
     notes += [_unset(path, kind, name) for name in unset]
     inner = tuple((path.attribute(n), held[n], inside) for n in real if n in held)
-    return Verdict(tuple(notes), inner, boxed=True, stored_as=_stored(kind))
+    return Verdict(tuple(notes), inner, boxed=not place.dumped, stored_as=_stored(kind))
 
 
 def _unset(path: Path, kind: type, name: str) -> Note:

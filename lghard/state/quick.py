@@ -94,7 +94,7 @@ def _dict_is_clean(values: dict[Any, Any]) -> bool:
 
 def _piece_is_clean(value: Any) -> bool:
     try:
-        if type(value) is list and _FIELDS.keys() >= {*map(type, value)}:
+        if type(value) is list and MESSAGES.keys() >= {*map(type, value)}:
             return _messages_are_clean(value)
         packed = ormsgpack.packb(value, default=_view, option=_OPTIONS)
         if b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed:
@@ -142,7 +142,7 @@ _MORE = {
     SystemMessage: (),
 }
 # A class that has other fields, in another version of langchain-core, takes the walk.
-_FIELDS = {
+MESSAGES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     kind: itemgetter(*_COMMON, *more)
     for kind, more in _MORE.items()
     if {*_COMMON, *more, "type"} == kind.model_fields.keys()
@@ -163,7 +163,7 @@ def _messages_are_clean(messages: list[Any]) -> bool:
     rest: list[Any] = []
     for message in messages:
         kind, held = type(message), message.__dict__
-        content, kwargs, metadata, name, id_, *more = _FIELDS[kind](held)
+        content, kwargs, metadata, name, id_, *more = MESSAGES[kind](held)
         if len(held) != 6 + len(more) or message.__pydantic_extra__:
             return False
         texts.append(content)
@@ -270,7 +270,7 @@ def _datetime_view(value: datetime) -> None:
 
 
 _VIEWS: dict[type, View] = {
-    **dict.fromkeys(_FIELDS, _message_view),
+    **dict.fromkeys(MESSAGES, _message_view),
     **dict.fromkeys((UUID, Decimal, date, timedelta, timezone), _nothing),
     datetime: _datetime_view,
 }

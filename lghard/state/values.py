@@ -15,7 +15,7 @@ from lghard.state.models import is_simple, name_problem, plan_of, revive, stored
 from lghard.state.paths import ROOT, Path
 from lghard.state.quick import surely_clean
 from lghard.state.report import Finding, Report, Severity
-from lghard.state.rules import RULES, finding
+from lghard.state.rules import finding
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -142,6 +142,8 @@ def check_channel(
     walked = walk.findings
     if roundtrip:
         walked = _tried(path, value, walk, settings)
+    elif settings.pickles:
+        walked = _as_pickled(path, value, walk)
     known = {(each.rule, each.path) for each in found}
     rules_here = {each.rule for each in found}
     if "LGS122" in rules_here:
@@ -416,7 +418,7 @@ def _base(value: object) -> str:
 
 
 def _subclass(base: type) -> Callable[[Any, Any], bool]:
-    return lambda a, b: base in mro_of(type(a)) and type(b) is base
+    return lambda a, b: type(a) is not base and base in mro_of(type(a)) and type(b) is base
 
 
 def _is_model(value: object) -> bool:
@@ -477,8 +479,19 @@ def _tried(path: Path, value: Any, walk: Walk, settings: Settings) -> list[Findi
         return [*walk.findings, failed]
     if stored[0].startswith("pickle"):
         return _pickled(path, value, walk)
+    stored = stored[0], bytes(stored[1])  # what is bytes already is not written, but kept
     changes = [*differences(value, serde.loads_typed(stored), path)]
     return _merged(walk.findings, changes)
+
+
+# What pickle can do with most values that msgpack cannot encode.
+_PICKLED = {"LGS103", "LGS104", "LGS106", "LGS107", "LGS109", "LGS110"}
+
+
+def _as_pickled(path: Path, value: object, walk: Walk) -> list[Finding]:
+    """With a fallback, what msgpack cannot encode does not raise, if pickle can."""
+    errors = {each.rule for each in walk.findings if each.severity is Severity.ERROR}
+    return _pickled(path, value, walk) if errors and errors <= _PICKLED else walk.findings
 
 
 def _pickled(path: Path, value: object, walk: Walk) -> list[Finding]:
@@ -496,9 +509,19 @@ def _merged(expected: list[Finding], changes: list[Difference]) -> list[Finding]
     for change in changes:
         above = [f for place in change.path for f in at.get(str(place), ())]
         likely = [f for f in above if f.severity is Severity.DATA_LOSS or f.path == str(change.path)]
-        likely = [f for f in likely if RULES[f.rule].severity >= Severity.WARNING]
-        found += likely or [explained(change)]
+        likely = [f for f in likely if Severity.NOTE < f.severity < Severity.ERROR]
+        found += likely or [_blamed(change, above) or explained(change)]
     return list(dict.fromkeys(found))
+
+
+def _blamed(change: Difference, above: list[Finding]) -> Finding | None:
+    """The finding that a constructor or validator is to blame, if one stands above the change."""
+    coded = [f for f in above if f.rule == "LGS404" and f.path != str(change.path)]
+    if not coded or type(change.was) is not type(change.became):
+        return None
+    kind = coded[-1].message.split(" ")[0]
+    what = str(change.path).removeprefix(coded[-1].path).lstrip(".")
+    return finding("LGS215", str(change.path), type=kind, what=what)
 
 
 def _refused(

@@ -10,6 +10,7 @@ from collections import deque
 from datetime import datetime, time, timezone
 from decimal import Decimal
 from enum import Enum
+from types import FunctionType, ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -32,6 +33,8 @@ def _told(value: Any) -> str:
 
 def _parts(kind: type, value: Any) -> list[str]:
     numpy = sys.modules.get("numpy")
+    if isinstance(value, (type, FunctionType, ModuleType)):
+        return [value.__name__]
     if isinstance(value, Enum):
         return [value.name or "", _told(value._value_)]
     if kind in (datetime, time):
