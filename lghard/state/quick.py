@@ -104,6 +104,17 @@ def _piece_is_clean(value: Any) -> bool:
     return True
 
 
+def plain_bytes(value: list[Any] | dict[str, Any]) -> bytes | None:
+    """What is written of plain data, if it is plain: looking at it and writing it are one walk."""
+    try:
+        packed = ormsgpack.packb(value, option=_OPTIONS)
+        if b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed:
+            orjson.dumps(value, default=_bytes_view, option=_JSON_OPTIONS)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return packed
+
+
 def _view(value: Any) -> Any:
     """What is left to look at of an object that comes back as its parts do."""
     return _VIEWS.get(type(value), _object_view)(value)

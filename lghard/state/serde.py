@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lghard.state.inline import inline_findings
 from lghard.state.paths import ROOT
-from lghard.state.quick import MESSAGES, surely_clean
+from lghard.state.quick import MESSAGES, plain_bytes, surely_clean
 from lghard.state.report import Finding, Report, Severity
 from lghard.state.rules import finding
 from lghard.state.values import Settings, check_channel
@@ -86,8 +86,10 @@ class CheckedSerializer(JsonPlusSerializer):
         if self._verdicts.mode == "off":
             return super().dumps_typed(obj)
         obj = self._stripped(obj)
-        if self._is_certain(obj):
-            return "msgpack", ormsgpack.packb(obj, default=_encoded, option=jsonplus._option)
+        if type(obj) is list or type(obj) is dict:
+            packed = plain_bytes(obj) or self._certain(obj)
+            if packed:
+                return "msgpack", packed
         report = self._report(obj)
         stored = self._pickled(obj, report)
         if stored:
@@ -112,11 +114,11 @@ class CheckedSerializer(JsonPlusSerializer):
         self._verdicts.on(Report(pickled, "value"))
         return stored
 
-    def _is_certain(self, obj: Any) -> bool:
-        """Whether there is surely nothing to find, in what takes long enough for it to matter."""
-        if type(obj) is not list and type(obj) is not dict:
-            return False
-        return self._allowed_msgpack_modules is True and surely_clean(obj)
+    def _certain(self, obj: Any) -> bytes | None:
+        """What is written of something in which there is surely nothing to find."""
+        if self._allowed_msgpack_modules is not True or not surely_clean(obj):
+            return None
+        return ormsgpack.packb(obj, default=_encoded, option=jsonplus._option)
 
     def _report(self, obj: Any) -> Report:
         upstream = JsonPlusSerializer(
