@@ -38,7 +38,7 @@ from lghard.state.annotations import (
 from lghard.state.check_settings import CheckSettings
 from lghard.state.report import Finding, Report, Severity
 from lghard.state.rules import RULES, finding
-from lghard.state.serializers import Name, Serialization, serialization_of
+from lghard.state.serializers import Name, serialization_of
 from lghard.state.source import Site
 from lghard.state.types import Found, Place, Profile, TypeWalk
 
@@ -63,7 +63,8 @@ def check_schema(
         schema: the state of a graph (TypedDict, dataclass, pydantic model, ...), or an annotation
             of a value, `list[Plan]`.
         profile: "json" allows strings, numbers, booleans, None, lists and dicts only.
-        serde: the serializer to judge by; LangGraph's default, if None.
+        serde: the serializer to judge by; LangGraph's default, if None; "server" for what the
+            LangGraph server uses.
         settings: which rules are ignored; from [tool.lghard] in pyproject.toml, if None.
 
     Returns:
@@ -103,7 +104,8 @@ def check_graph(
     Args:
         graph: compiled or not: a StateGraph, what its `compile()` returns, an `@entrypoint`.
         profile: "json" allows strings, numbers, booleans, None, lists and dicts only.
-        serde: the serializer to judge by; the one of the graph's checkpointer, if None.
+        serde: the serializer to judge by; the one of the graph's checkpointer, if None; "server"
+            for what the LangGraph server uses.
         settings: which rules are ignored; from [tool.lghard] in pyproject.toml, if None.
 
     Returns:
@@ -138,10 +140,10 @@ def allowlist_of(target: Any) -> tuple[tuple[str, str], ...]:
     Raises:
         TypeError: it is neither a graph nor a schema.
     """
-    if _is_graph(target):
+    if is_graph(target):
         check = _check_of(target, None, None, CheckSettings())
     elif _is_schema(target):
-        check = _Check(TypeWalk(Serialization()), CheckSettings())
+        check = _Check(TypeWalk(serialization_of()), CheckSettings())
         check.schema(target)
     else:
         raise TypeError(f"expected a graph or a schema; got {_given(target)}")
@@ -149,7 +151,7 @@ def allowlist_of(target: Any) -> tuple[tuple[str, str], ...]:
 
 
 def _check_of(graph: Any, profile: Any, serde: object, settings: CheckSettings | None) -> "_Check":
-    if not _is_graph(graph):
+    if not is_graph(graph):
         hint = ""
         if inspect.isroutine(graph):
             hint = "; call it first, if it makes the graph"
@@ -163,12 +165,13 @@ def _check_of(graph: Any, profile: Any, serde: object, settings: CheckSettings |
     return check
 
 
-def _is_graph(target: object) -> bool:
+def is_graph(target: object) -> bool:
+    """A StateGraph, compiled or not, or another Pregel graph."""
     return isinstance(target, StateGraph | Pregel)
 
 
 def _is_schema(target: object) -> bool:
-    if _is_graph(target):
+    if is_graph(target):
         return False
     return (
         target is None
@@ -185,6 +188,8 @@ def _is_schema(target: object) -> bool:
 def _given(target: object) -> str:
     if inspect.isroutine(target):
         return f"the function {getattr(target, '__qualname__', target)}"
+    if isinstance(target, type):
+        return f"the class {type_name(target)}"
     return f"an object of type {type_name(type(target))}"
 
 
@@ -196,7 +201,12 @@ class _Check:
         self._settings = CheckSettings.load() if settings is None else settings
         self._found: dict[Finding, None] = {}
         self._graphs: set[int] = set()
-        self.names: dict[Name, type] = {}
+        self._names: dict[Name, type] = {}
+
+    @property
+    def names(self) -> dict[Name, type]:
+        """All classes that are stored by their name."""
+        return self._names | self._walk.names
 
     # --- what is told ---
 
@@ -212,7 +222,6 @@ class _Check:
 
     def report(self, subject: str) -> Report:
         """All of it."""
-        self.names |= self._walk.names
         serialization = self._walk.serialization
         for name, cls in self.names.items():
             if not serialization.strict or serialization.blocks(name):
@@ -224,7 +233,13 @@ class _Check:
 
     def schema(self, schema: Any) -> None:
         """As a state, each field a channel; and as a value, where it is a class."""
-        channels = _channels_of(schema)
+        try:
+            channels = _channels_of(schema)
+        except Exception as error:  # noqa: BLE001 - a schema may be anything; we say so
+            what = f"{show(schema)} (which lghard cannot take apart: {type(error).__name__})"
+            found = Found("LGS316", (("annotation", what),), severity=Severity.WARNING)
+            self.say("$", found)
+            return
         if channels is None:
             for found in self._walk.judge(schema, Place(inline=True, shape=show(schema))):
                 self.say("$", found)
@@ -297,7 +312,7 @@ class _Check:
         own = getattr(graph, "_serde_allowlist", None)
         serialization = self._walk.serialization
         if own and serialization.strict and serialization.allowed is not None:
-            self.names |= self._walk.names
+            self._names |= self._walk.names
             wider = replace(serialization, allowed=serialization.allowed | frozenset(own))
             self._walk = TypeWalk(wider, self._walk.profile)
 
@@ -452,10 +467,10 @@ class _Check:
         checkpointer = graph.checkpointer
         before = self._walk
         if checkpointer not in (None, True, False):
-            self.names |= before.names
+            self._names |= before.names
             self._walk = TypeWalk(serialization_of(checkpointer), before.profile)
         self.graph(graph, prefix)
-        self.names |= self._walk.names
+        self._names |= self._walk.names
         self._walk = before
 
 

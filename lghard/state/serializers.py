@@ -1,6 +1,6 @@
 """What the serializer of a graph does beyond the default: strict mode, allowlist, pickle."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -42,8 +42,12 @@ def serialization_of(checkpointer: object = None, serde: object = None) -> Seria
 
     Args:
         checkpointer: of the graph; None, True and False are no object to look at.
-        serde: a serializer to judge by, in place of the checkpointer's.
+        serde: a serializer to judge by, in place of the checkpointer's; "server" for the one of
+            the LangGraph server.
     """
+    if serde == "server":
+        # It keeps the default of what may be rebuilt, and pickles what has no encoding.
+        return replace(serialization_of(), pickles=True)
     if isinstance(checkpointer, bool):
         checkpointer = None
     serde = serde or getattr(checkpointer, "serde", None) or JsonPlusSerializer()

@@ -166,12 +166,15 @@ class TypeWalk:
         self.serialization = serialization
         self.profile = profile
         self.names: dict[Name, type] = {}
-        self._seen: dict[tuple[object, Place], tuple[Found, ...]] = {}
+        self._seen: dict[tuple[int, Place], tuple[Found, ...]] = {}
+        self._kept: list[Any] = []
         self._depth = 0
 
     def judge(self, annotation: Any, place: Place) -> tuple[Found, ...]:
         """What will happen to values of this type at such a place."""
-        key = (_identity(annotation), place)
+        # By identity: equality and hash of an annotation may be anybody's code.
+        key = (id(annotation), place)
+        self._kept.append(annotation)
         if key in self._seen:
             return self._seen[key]
         if self._depth > _LIMIT:
@@ -821,7 +824,7 @@ class TypeWalk:
             yield Found(
                 "LGS203",
                 (("model", type_name(cls)), ("attribute", attribute)),
-                sites=(Site(cls, attribute),),
+                sites=(Site(_owner(cls, attribute), attribute),),
             )
 
     def _validator(self, name: str, code: models.Code, *, whole: bool) -> Iterator[Found]:
@@ -879,15 +882,6 @@ class TypeWalk:
 
 
 # --- small questions ---
-
-
-def _identity(annotation: Any) -> object:
-    """What two equal annotations share; `list[int]` is not `List[int]`, and 1 is not True."""
-    try:
-        hash(annotation)
-    except TypeError:
-        return id(annotation)
-    return (type(annotation), annotation)
 
 
 def _shown(annotation: Any) -> str:

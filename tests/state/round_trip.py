@@ -27,37 +27,30 @@ EQUAL = "equal"
 CHANGED = "changed"
 
 
-def fates(module: str, file: Path, **env: str) -> dict[str, list[str]]:
+def fates(module: str, file: Path, path: Path = ROOT) -> dict[str, list[str]]:
     """What becomes of the values of each case: "equal", "changed", or "raised: ..."."""
-    for role in ("write", "read"):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-m",
-                "tests.state.round_trip",
-                role,
-                module,
-                str(file),
-            ],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONHASHSEED": "random"} | env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stderr
-    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    write_in_another_process(module, file, path)
+    found: dict[str, list[str]] = json.loads(_run("read", module, file, path).splitlines()[-1])
     return found
 
 
-def serializer(allowlist: Any) -> JsonPlusSerializer:
-    """The default; with an allowlist, the strict one."""
-    if allowlist is None:
-        return JsonPlusSerializer()
-    return JsonPlusSerializer(allowed_msgpack_modules=[tuple(name) for name in allowlist])
+def write_in_another_process(module: str, file: Path, path: Path = ROOT) -> None:
+    """The bytes of all values of all cases, into the file."""
+    _run("write", module, file, path)
+
+
+def _run(role: str, module: str, file: Path, path: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.state.round_trip", role, module, str(file)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(path)])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def write(module: str) -> dict[str, list[Any]]:
@@ -76,8 +69,7 @@ def _written(value: Any) -> tuple[str, bytes]:
 
 def read(module: str, written: dict[str, list[Any]]) -> dict[str, list[str]]:
     """Loaded before the module is imported, as in a process that resumes a run."""
-    allowlist = json.loads(os.environ.get("ALLOWLIST", "null"))
-    serde = serializer(allowlist)
+    serde = JsonPlusSerializer()
     loaded = {
         name: [None if data[0] == RAISED else serde.loads_typed(data) for data in values]
         for name, values in written.items()
