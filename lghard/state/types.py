@@ -665,6 +665,8 @@ class TypeWalk:
 
     def _dataclass(self, cls: type, annotation: Any, place: Place) -> list[Found]:
         found = [] if place.dumped else self._named(cls, "a dict", place)
+        if place.dumped and not place.healed:
+            found.append(_found("LGS216", type=place.outer, why=f"{type_name(cls)} came as a dict"))
         if not place.dumped and (sent := _taken_for_send(cls)):
             found.append(sent)
         view = models.view_of(cls) if models.is_pydantic_dataclass(cls) else None
@@ -872,13 +874,25 @@ class TypeWalk:
             for item in reversed(field.metadata):
                 if _is_named(item, "SkipValidation"):
                     hint = typing.Annotated[hint, item]
-            below = list(self._field(hint, cls, replace(place, union=False)))
+            strict = name in view.fields and view.fields[name].strict
+            below = list(self._field(hint, cls, replace(place, union=False, healed=not strict)))
+            below = self._strictly(below, cls, name) if strict else below
             if field.discriminator is not None:
                 below = [f for f in below if not dict(f.fields).get("mistaken")]
             if view.config.get("use_enum_values"):
                 below = [f for f in below if f.rule not in ("LGS211", "LGS212", "LGS213", "LGS222")]
             found += [f.under(f".{name}", Site(_owner(cls, name), name)) for f in below]
         return found
+
+
+    def _strictly(self, found: list[Found], cls: Any, name: str) -> list[Found]:
+        """A strict field takes nothing in place of what it wants: the whole model is unvalidated."""
+        mended = {"LGS216", "LGS217", "LGS218", "LGS301", "LGS302"}
+        if not any(each.rule in mended for each in found):
+            return found
+        why = f"{name} is strict, and takes no list, dict or str in place of what it was"
+        refused = _found("LGS216", type=type_name(cls), why=why)
+        return [refused, *(each for each in found if each.rule not in mended)]
 
 
 # --- small questions ---
@@ -1053,10 +1067,6 @@ def _refuses(field: models.FieldView) -> str | None:
         return "it must be in the future when it is read"
     if any(_is_dumped_to_dict(cls) for cls in field.instances):
         return "it takes instances only, and is given a dict"
-    if field.strict and field.kinds & {"tuple", "tuple-variable", "tuple-positional", "dataclass"}:
-        return "strict takes no list or dict in its place"
-    if field.strict and field.kinds & {"dict"} and field.kinds & {"uuid", "date", "enum", "time"}:
-        return "strict takes no str as its dict key"
     return None
 
 
