@@ -1,7 +1,10 @@
 """One assertion for unit tests."""
 
+from types import ModuleType
 from typing import Any
 
+from lghard.state.graph import check_graph, check_schema, is_graph
+from lghard.state.looking import module_of, mro_of
 from lghard.state.report import Report, Severity
 from lghard.state.values import check_value
 from lghard.state.verdicts import refusal
@@ -28,4 +31,15 @@ def assert_checkpointable(obj: object, *, fail_on: Severity | str = "data-loss")
 
 def check(obj: Any) -> Report:
     """The report of whatever this is: a graph, a schema, or a value."""
-    return check_value(obj)
+    if is_graph(obj):
+        return check_graph(obj)
+    return check_schema(obj) if _is_annotation(obj) else check_value(obj)
+
+
+def _is_annotation(obj: Any) -> bool:
+    """A class, or something like `list[int]`; nothing is asked of an object that may be a value."""
+    kind = type(obj)
+    return type in mro_of(kind) or (module_of(kind) in _ANNOTATIONS and kind is not ModuleType)
+
+
+_ANNOTATIONS = {"typing", "typing_extensions", "types"}

@@ -111,8 +111,11 @@ class UpdateCheck(Runnable[Any, Any]):
 
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
-        found = [each for path, channel, value in _updates(input, ROOT)
-                 for each in self._found(path, channel, value)]
+        found = [
+            each
+            for path, channel, value in _updates(input, ROOT)
+            for each in self._found(path, channel, value)
+        ]
         report = Report(tuple(dict.fromkeys(found)), f"update of node {self._node!r}")
         self._verdicts.on(report, f"node {self._node!r}")
         return input

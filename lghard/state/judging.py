@@ -168,9 +168,11 @@ def _key(path: Path, key: Any, *, dumped: bool = False) -> list[Note]:
     if Enum in mro:
         member = attributes(key).get("_value_")
         back = {"type": spelled(kind), "back": type(member).__name__}
-        return [*_key(path, member), ("LGS302", place, back)] if type(member) is not str else [
-            ("LGS302", place, back)
-        ]
+        return (
+            [*_key(path, member), ("LGS302", place, back)]
+            if type(member) is not str
+            else [("LGS302", place, back)]
+        )
     if kind is time and key.tzinfo is not None or kind is memoryview and not key.contiguous:
         return [("LGS104", place, {"type": spelled(kind)})]
     if kind in (UUID, date, datetime, time) or str in mro or int in mro or kind is memoryview:
@@ -250,13 +252,17 @@ def _file_path(path: Path, value: PurePath, place: Place) -> Verdict:
 def _pattern(path: Path, value: re.Pattern[Any], place: Place) -> Verdict:
     if type(value.pattern) is str:
         return _str(path, value.pattern, place)
-    return FINE if type(value.pattern) is bytes else _noted(
-        "LGS227", path, was="re.Pattern", became="another re.Pattern"
+    return (
+        FINE
+        if type(value.pattern) is bytes
+        else _noted("LGS227", path, was="re.Pattern", became="another re.Pattern")
     )
 
 
 _EXACT: dict[type, Callable[..., Verdict]] = {
-    **dict.fromkeys((type(None), bool, float, bytes, UUID, Decimal, date, timedelta, timezone), _fine),
+    **dict.fromkeys(
+        (type(None), bool, float, bytes, UUID, Decimal, date, timedelta, timezone), _fine
+    ),
     **dict.fromkeys(
         (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network), _fine
     ),
@@ -390,7 +396,10 @@ def _model(path: Path, value: Any, place: Place) -> Verdict:
 
 def _secret(path: Path, value: Any, place: Place) -> Verdict:
     kind = type(value)
-    notes: list[Note] = [("LGS310", path, {"type": spelled(kind)}), *_named(path, kind, "plain text")]
+    notes: list[Note] = [
+        ("LGS310", path, {"type": spelled(kind)}),
+        *_named(path, kind, "plain text"),
+    ]
     held = _own_attributes(value).get("_secret_value")
     inner = ((path, held, place.inside(kind)),)
     return Verdict(tuple(notes), inner, boxed=True, stored_as=_stored(kind))
@@ -520,8 +529,15 @@ def _constructor(path: Path, kind: type, fields: dict[str, Any]) -> list[Note]:
         return [("LGS214", path, {"type": name, "why": f"__init__ does not take {missing[0]}"})]
     code = own_code(kind, "__post_init__", "__new__", "__setattr__", *_DYNAMIC)
     meta = None if is_trusted(module_of(type(kind))) else f"metaclass {name_of(type(kind))}"
-    described = next((n for n in bare if hasattr(type(in_class(kind, n)), "__set__")
-                      and not inspect.ismemberdescriptor(in_class(kind, n))), None)
+    described = next(
+        (
+            n
+            for n in bare
+            if hasattr(type(in_class(kind, n)), "__set__")
+            and not inspect.ismemberdescriptor(in_class(kind, n))
+        ),
+        None,
+    )
     found = code or meta or described
     return [("LGS404", path, {"type": name, "code": found})] if found else []
 
@@ -587,7 +603,9 @@ def _exception(path: Path, value: Any, place: Place) -> Verdict:  # noqa: ARG001
     return _noted("LGS219", path, type=spelled(type(value)))
 
 
-def _subclass_of(base: type, rule: str, back: str) -> tuple[Callable[..., bool], Callable[..., Verdict]]:
+def _subclass_of(
+    base: type, rule: str, back: str
+) -> tuple[Callable[..., bool], Callable[..., Verdict]]:
     def matches(kind: type, value: object) -> bool:  # noqa: ARG001
         return base in mro_of(kind)
 
@@ -608,8 +626,16 @@ def _derived(path: Path, value: Any, place: Place, base: type, rule: str, back: 
         verdict = Verdict(tuple(_named(path, kind, back)), stored_as=_stored(kind))
     notes = [*verdict.findings, *_undeclared(path, value, _BASE_SLOTS)]
     # Anything of its own may run when it is made anew, or answer when it is asked.
-    own = next((n for b in mro_of(kind) if not is_trusted(module_of(b)) for n in class_dict(b)
-                if n not in _INERT), None)
+    own = next(
+        (
+            n
+            for b in mro_of(kind)
+            if not is_trusted(module_of(b))
+            for n in class_dict(b)
+            if n not in _INERT
+        ),
+        None,
+    )
     if own:
         notes.append(("LGS404", path, {"type": spelled(kind), "code": own}))
     return verdict._replace(findings=tuple(notes))
@@ -642,10 +668,7 @@ _ORDER: tuple[tuple[Callable[..., bool], Callable[..., Verdict]], ...] = (
     _subclass_of(set, "", "list"),
     _subclass_of(frozenset, "", "list"),
     _subclass_of(deque, "", "list"),
-    *(
-        _subclass_of(ip, "", "str")
-        for ip in (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
-    ),
+    *(_subclass_of(ip, "", "str") for ip in (IPv4Address, IPv4Network, IPv6Address, IPv6Network)),
     _subclass_of(datetime, "LGS306", "str"),
     _subclass_of(timedelta, "", "list"),
     _subclass_of(date, "", "list"),

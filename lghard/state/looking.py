@@ -121,9 +121,7 @@ def lookup_problem(kind: type, back: str) -> Found | None:
         return Found("LGS211", {"type": spelled(kind), "module": module, "name": name})
     if "<locals>" in _qualname_of(kind):
         return _only_here(kind, "a function", back)
-    return Found(
-        "LGS212", {"type": spelled(kind), "module": module, "name": name, "back": back}
-    )
+    return Found("LGS212", {"type": spelled(kind), "module": module, "name": name, "back": back})
 
 
 def _importable(home: object) -> bool:

@@ -80,5 +80,3 @@ def _short(text: str) -> str:
 
 
 ROOT = Path()
-
-

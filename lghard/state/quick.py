@@ -75,9 +75,7 @@ def _list_is_clean(values: list[Any]) -> bool:
     """A message list: by pieces."""
     if len(values) <= _PIECE:
         return _piece_is_clean(values)
-    return all(
-        _piece_is_clean(values[i : i + _PIECE]) for i in range(0, len(values), _PIECE)
-    )
+    return all(_piece_is_clean(values[i : i + _PIECE]) for i in range(0, len(values), _PIECE))
 
 
 def _dict_is_clean(values: dict[Any, Any]) -> bool:

@@ -8,6 +8,7 @@ from langgraph.checkpoint.serde import _msgpack, jsonplus
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from typing_extensions import override
 
+from lghard.state.graph import allowlist_of
 from lghard.state.inline import inline_findings
 from lghard.state.paths import ROOT
 from lghard.state.quick import MESSAGES, plain_bytes, surely_clean
@@ -39,7 +40,9 @@ class CheckedSerializer(JsonPlusSerializer):
         fail_on: from which severity on "raise" raises. What is less bad is logged.
         postgres: also look for what only Postgres does to a channel's own str, int, float or bool.
         on_nul: "strip" removes NUL characters from a channel's own str instead of raising.
-        roundtrip: also write, read and compare each value that has code of its own.
+        roundtrip: also write, read and compare each value.
+        graph: a graph or state schema, all of whose classes may be read back, and no others: strict
+            mode, with the complete allowlist.
         pickle_fallback: as upstream's.
         allowed_json_modules: as upstream's.
         allowed_msgpack_modules: as upstream's.
@@ -61,6 +64,7 @@ class CheckedSerializer(JsonPlusSerializer):
         postgres: bool = True,
         on_nul: OnNul = "raise",
         roundtrip: bool = False,
+        graph: object = None,
         pickle_fallback: bool = False,
         allowed_json_modules: Iterable[tuple[str, ...]] | Literal[True] | None = None,
         allowed_msgpack_modules: "AllowedMsgpackModules | Literal[True] | None" = (
@@ -70,6 +74,8 @@ class CheckedSerializer(JsonPlusSerializer):
     ) -> None:
         if on_nul not in ("raise", "strip"):
             raise ValueError(f'no on_nul={on_nul!r}: it is "raise" or "strip"')
+        if graph is not None:
+            allowed_msgpack_modules = allowlist_of(graph)
         super().__init__(
             pickle_fallback=pickle_fallback,
             allowed_json_modules=allowed_json_modules,

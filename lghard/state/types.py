@@ -884,7 +884,6 @@ class TypeWalk:
             found += [f.under(f".{name}", Site(_owner(cls, name), name)) for f in below]
         return found
 
-
     def _strictly(self, found: list[Found], cls: Any, name: str) -> list[Found]:
         """A strict field takes nothing in place of what it wants: the whole model is unvalidated."""
         mended = {"LGS216", "LGS217", "LGS218", "LGS301", "LGS302"}

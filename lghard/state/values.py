@@ -270,7 +270,9 @@ class Walk:
         if self.settings.json and type(step.value) is dict:
             for key in step.value:
                 if type(key) is not str:
-                    self.add("LGS318", step.path.key(key), type=f"a key of type {type(key).__name__}")
+                    self.add(
+                        "LGS318", step.path.key(key), type=f"a key of type {type(key).__name__}"
+                    )
 
     def _allowed(self, step: Step, verdict: Verdict) -> None:
         allowed = self.settings.allowed
@@ -436,9 +438,7 @@ def _names(kind: type, back: type) -> dict[str, object]:
     return {"type": name, "base": back.__name__, "back": back.__name__, "outer": "a field"}
 
 
-_Explanation = tuple[
-    Callable[[Any, Any], bool], str, Callable[[type, type], dict[str, object]]
-]
+_Explanation = tuple[Callable[[Any, Any], bool], str, Callable[[type, type], dict[str, object]]]
 _EXPLANATIONS: tuple[_Explanation, ...] = (
     (_is(tuple, list), "LGS301", _names),
     (_is(bytearray, bytes), "LGS303", _names),
@@ -473,9 +473,7 @@ def _tried(path: Path, value: Any, walk: Walk, settings: Settings) -> list[Findi
     except Exception as error:  # noqa: BLE001: whatever the user's code raises
         if any(each.severity is Severity.ERROR for each in walk.findings):
             return walk.findings
-        failed = finding(
-            "LGS111", str(path), error=type(error).__name__, type=spelled(type(value))
-        )
+        failed = finding("LGS111", str(path), error=type(error).__name__, type=spelled(type(value)))
         return [*walk.findings, failed]
     if stored[0].startswith("pickle"):
         return _pickled(path, value, walk)
@@ -508,7 +506,9 @@ def _merged(expected: list[Finding], changes: list[Difference]) -> list[Finding]
     found = [f for f in expected if f.rule in _CERTAIN - {"LGS404"}]
     for change in changes:
         above = [f for place in change.path for f in at.get(str(place), ())]
-        likely = [f for f in above if f.severity is Severity.DATA_LOSS or f.path == str(change.path)]
+        likely = [
+            f for f in above if f.severity is Severity.DATA_LOSS or f.path == str(change.path)
+        ]
         likely = [f for f in likely if Severity.NOTE < f.severity < Severity.ERROR]
         found += likely or [_blamed(change, above) or explained(change)]
     return list(dict.fromkeys(found))

@@ -87,5 +87,7 @@ def _attributes(value: Any) -> list[str]:
 def _slots_of(base: type) -> list[str]:
     slots = base.__dict__.get("__slots__", ())
     slots = [slots] if isinstance(slots, str) else slots
-    return [f"_{base.__name__.lstrip('_')}{s}" if s.startswith("__") and not s.endswith("__") else s
-            for s in slots]
+    return [
+        f"_{base.__name__.lstrip('_')}{s}" if s.startswith("__") and not s.endswith("__") else s
+        for s in slots
+    ]

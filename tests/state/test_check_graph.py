@@ -399,7 +399,9 @@ def a_union(state: Numbers) -> dict[str, int] | int:
     return 1
 
 
-@pytest.mark.parametrize(("node", "what"), [(a_list, "list[int]"), (a_string, "str"), (a_union, "int")])
+@pytest.mark.parametrize(
+    ("node", "what"), [(a_list, "list[int]"), (a_string, "str"), (a_union, "int")]
+)
 def test_annotation_that_is_no_update(node, what):
     """LangGraph raises InvalidUpdateError for what it says that it returns."""
     graph = graph_of(Numbers, node)

@@ -116,7 +116,9 @@ def test_what_is_said_is_what_postgres_does(name: str, truth: dict[str, str]) ->
     assert promised == happened
 
 
-@pytest.mark.parametrize("name", [n for n, (_, rule) in CASES.items() if rule in ("LGS120", "LGS121", "LGS122")])
+@pytest.mark.parametrize(
+    "name", [n for n, (_, rule) in CASES.items() if rule in ("LGS120", "LGS121", "LGS122")]
+)
 def test_in_memory_hides_it(name: str) -> None:
     """The control: with InMemorySaver, nobody hears about it."""
     config = {"configurable": {"thread_id": "1"}}

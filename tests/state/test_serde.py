@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -35,7 +36,9 @@ def test_it_is_upstreams_serializer() -> None:
     assert isinstance(CheckedSerializer(), JsonPlusSerializer)
 
 
-@pytest.mark.parametrize("value", [MESSAGES, {"m": MESSAGES * 70}, [Flat(), *MESSAGES], [], 1, None])
+@pytest.mark.parametrize(
+    "value", [MESSAGES, {"m": MESSAGES * 70}, [Flat(), *MESSAGES], [], 1, None]
+)
 def test_it_writes_what_upstream_writes(value: Any) -> None:
     """Byte for byte, also by its shortcuts."""
     assert JsonPlusSerializer().dumps_typed(value) == CheckedSerializer().dumps_typed(value)
@@ -57,7 +60,9 @@ def test_it_writes_what_upstream_writes_or_raises(case: Any) -> None:
 def test_upstream_names_the_outermost_object_only() -> None:
     """The control: which of a message's parts it is, nobody is told."""
     with pytest.raises(TypeError, match=r"^Type is not msgpack serializable: AIMessage$"):
-        JsonPlusSerializer().dumps_typed([AIMessage("x", additional_kwargs={"a": [threading.Lock()]})])
+        JsonPlusSerializer().dumps_typed(
+            [AIMessage("x", additional_kwargs={"a": [threading.Lock()]})]
+        )
 
 
 def test_the_error_names_the_culprit_and_its_path() -> None:
@@ -174,7 +179,11 @@ def test_it_serves_a_saver() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"mode": "loud"}, "no mode"), ({"fail_on": "x"}, "no severity"), ({"on_nul": "x"}, "no on_nul")],
+    [
+        ({"mode": "loud"}, "no mode"),
+        ({"fail_on": "x"}, "no severity"),
+        ({"on_nul": "x"}, "no on_nul"),
+    ],
 )
 def test_wrong_settings_are_refused(wrong: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -183,3 +192,15 @@ def test_wrong_settings_are_refused(wrong: Any, message: str) -> None:
 
 def test_nothing_is_logged_at_import() -> None:
     assert [] == logging.getLogger("lghard.state").handlers
+
+
+def test_it_carries_the_complete_allowlist() -> None:
+    """Also of types that LangGraph's own walker does not look for."""
+
+    class State(TypedDict):
+        flats: Sequence[Flat]
+
+    serde = CheckedSerializer(graph=State)
+    assert [Flat()] == serde.loads_typed(serde.dumps_typed([Flat()]))
+    with pytest.raises(StateNotSerializableError, match="LGS315"):
+        serde.dumps_typed([Color.RED])

@@ -141,7 +141,9 @@ def test_recursive_types_end():
 
 def test_thousand_fields():
     """A wide schema is walked once per class."""
-    wide = dataclass(type("Wide", (), {"__annotations__": {f"f{i}": list[Leaf] for i in range(1000)}}))
+    wide = dataclass(
+        type("Wide", (), {"__annotations__": {f"f{i}": list[Leaf] for i in range(1000)}})
+    )
     assert {"LGS212"} == {f.rule for f in check_schema(wide).at_least("warning")}
 
 

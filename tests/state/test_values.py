@@ -138,6 +138,8 @@ def test_a_round_trip_decides(outcomes: Outcomes) -> None:
 
 def test_a_round_trip_leaves_nothing_undecided(outcomes: Outcomes) -> None:
     """The note that says "try it out" is gone when it was."""
-    undecided = [each.where for each in outcomes.values() if each.tried and "LGS404" in each.tried.rules]
+    undecided = [
+        each.where for each in outcomes.values() if each.tried and "LGS404" in each.tried.rules
+    ]
     raised = [each.where for each in outcomes.values() if each.truth == "raises"]
     assert [] == [where for where in undecided if where not in raised]

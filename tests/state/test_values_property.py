@@ -54,8 +54,11 @@ scalars = (
     | st.builds(pathlib.Path, st.sampled_from(["a", "a/b", "/", ""]))
 )
 hashable = (
-    st.integers(0, 9) | text | st.sampled_from([Color.RED, Level.LOW, None, 1.5, True, b"x"])
-    | st.uuids() | st.tuples(st.integers(0, 3), st.integers(0, 3))
+    st.integers(0, 9)
+    | text
+    | st.sampled_from([Color.RED, Level.LOW, None, 1.5, True, b"x"])
+    | st.uuids()
+    | st.tuples(st.integers(0, 3), st.integers(0, 3))
 )
 keys = st.text("ab", max_size=2) | hashable | st.decimals(allow_nan=False) | st.dates()
 texts = st.text("abé", max_size=5)
@@ -84,7 +87,9 @@ def extended(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         | st.builds(lambda v: AIMessage("x", response_metadata=v), plain)
         | st.builds(lambda v: ToolMessage("x", tool_call_id="1", artifact=v), inner)
         | st.builds(lambda v: HumanMessage([{"type": "t", "v": v}, "x"]), inner)
-        | st.builds(lambda v: AIMessage("", tool_calls=[{"name": "a", "args": v, "id": "1"}]), plain)
+        | st.builds(
+            lambda v: AIMessage("", tool_calls=[{"name": "a", "args": v, "id": "1"}]), plain
+        )
         | st.builds(lambda v: Document("x", metadata=v), plain)
         | st.builds(lambda v: Send("n", v), inner)
         | st.builds(lambda v: Flat.model_construct(a=v, b="x", c=None), inner)
@@ -110,7 +115,9 @@ typed = st.one_of(
     st.builds(Zoo, animal=st.builds(Animal) | st.builds(Dog)),
     st.builds(Either, one=st.builds(UnionA, x=st.integers(0, 2)) | st.builds(UnionB)),
     st.builds(Pet, pet=st.builds(Cat)),
-    st.builds(Chat, messages=st.lists(st.builds(AIMessage, texts) | st.builds(SystemMessage, texts))),
+    st.builds(
+        Chat, messages=st.lists(st.builds(AIMessage, texts) | st.builds(SystemMessage, texts))
+    ),
     st.builds(Tree, children=st.lists(st.builds(Tree), max_size=2)),
     st.sets(hashable, max_size=3),
     st.frozensets(st.builds(Frozen, st.integers(0, 3), hashable), max_size=2),
