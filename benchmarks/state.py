@@ -23,7 +23,23 @@ from rich.table import Table
 from lghard.state import CheckedSerializer, check_value
 
 UPSTREAM, CHECKED = JsonPlusSerializer(), CheckedSerializer()
-WORDS = "the quick brown fox jumps over lazy dogs and some more words of a model".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dogs",
+    "and",
+    "some",
+    "more",
+    "words",
+    "of",
+    "a",
+    "model",
+]
 
 
 def text(words: int) -> str:
@@ -70,7 +86,7 @@ def record(i: int) -> dict[str, Any]:
 
 
 def fastest(repeats: int, *functions: Callable[[], object]) -> list[float]:
-    """Microseconds of each, at its best; they take turns, so that a neighbour disturbs them alike."""
+    """Microseconds of each, at its best; in turns, so that a neighbour disturbs all alike."""
     taken: list[list[float]] = [[] for _ in functions]
     gc.collect()
     gc.disable()  # as timeit does: whose turn it is to tidy up is chance

@@ -15,7 +15,7 @@ def assert_checkpointable(obj: object, *, fail_on: Severity | str = "data-loss")
 
     Args:
         obj: a state schema, a graph (built or compiled), or a value.
-        fail_on: from which severity on it fails: "warning" for everything that comes back different.
+        fail_on: from which severity on it fails: "warning" for all that comes back different.
 
     Raises:
         StateNotSerializableError: it would not; the message is the report.

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.channels import LastValue, UntrackedValue
 from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command
+from pydantic import TypeAdapter
 from typing_extensions import override
 
 from lghard.state.compare import attributes
@@ -19,9 +20,6 @@ from lghard.state.report import Finding, Report, Severity
 from lghard.state.rules import finding
 from lghard.state.values import Settings, check_channel
 from lghard.state.verdicts import Mode, Verdicts
-
-if TYPE_CHECKING:
-    from langgraph.pregel._read import PregelNode
 
 G = TypeVar("G", bound="StateGraph[Any, Any, Any, Any] | Pregel[Any, Any, Any, Any]")
 
@@ -35,13 +33,14 @@ def checked(
 ) -> G:
     """A graph whose nodes are asked, as they return, whether their update will come back.
 
-    Under durability "async", LangGraph's default, and "exit", a checkpointer learns of an update when
-    later nodes have run: the card is charged, then the run fails, and on resume it is charged again.
+    Under durability "async", LangGraph's default, and "exit", a checkpointer learns of an update
+    when later nodes have run: the card is charged, then the run fails, and on resume it is charged
+    again.
     Here the error surfaces in the node that made the value, and nothing runs after it.
 
     Args:
-        graph: a `StateGraph`, just before it is compiled; or one that is compiled. Subgraphs that are
-            nodes are checked, too. It is not changed.
+        graph: a `StateGraph`, just before it is compiled; or one that is compiled. Subgraphs that
+            are nodes are checked, too. It is not changed.
         mode: "raise"; "warn" logs, each rule at each path once; "off" does nothing.
         fail_on: from which severity on "raise" raises. What is less bad is logged.
         postgres: also look for what only Postgres does to a channel's own str, int, float or bool.
@@ -58,14 +57,14 @@ def checked(
     """
     verdicts = Verdicts(mode, fail_on)
     if isinstance(graph, StateGraph):
-        return _checked_builder(graph, lambda compiled: _checked(compiled, verdicts, postgres))
+        return cast("G", builder_of(graph, lambda built: _checked(built, verdicts, postgres)))
     if isinstance(graph, Pregel):
-        return _checked(graph, verdicts, postgres)
+        return cast("G", _checked(graph, verdicts, postgres))
     raise TypeError(f"checked() takes a StateGraph or a compiled graph, not {spelled(type(graph))}")
 
 
-def _checked_builder(builder: Any, check: Callable[[Any], Any]) -> Any:
-    """A builder of the same class, and with the same nodes, that compiles to a checked graph."""
+def builder_of(builder: Any, check: Callable[[Any], Any]) -> Any:
+    """A builder of the same class, with the same nodes, whose graphs are checked."""
     kind = type(builder)
 
     def compile_checked(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +75,7 @@ def _checked_builder(builder: Any, check: Callable[[Any], Any]) -> Any:
     return clone
 
 
-def _checked(graph: Any, verdicts: Verdicts, postgres: bool) -> Any:  # noqa: FBT001
+def _checked(graph: Any, verdicts: Verdicts, postgres: bool) -> Any:
     if verdicts.mode == "off":
         return graph
     serde = getattr(graph.checkpointer, "serde", None)
@@ -110,10 +109,10 @@ class UpdateCheck(Runnable[Any, Any]):
         self._verdicts = verdicts
 
     @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         found = [
             each
-            for path, channel, value in _updates(input, ROOT)
+            for path, channel, value in updates_in(input, ROOT)
             for each in self._found(path, channel, value)
         ]
         report = Report(tuple(dict.fromkeys(found)), f"update of node {self._node!r}")
@@ -121,7 +120,7 @@ class UpdateCheck(Runnable[Any, Any]):
         return input
 
     @override
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return self.invoke(input)
 
     def _found(self, path: Path, channel: str | None, value: Any) -> Iterator[Finding]:
@@ -130,14 +129,14 @@ class UpdateCheck(Runnable[Any, Any]):
             return
         settings = self._settings if channel else self._settings._replace(postgres=False)
         yield from check_channel(path, value, settings)
-        if channel in self._validators and isinstance(kept, LastValue):
+        if channel and channel in self._validators and isinstance(kept, LastValue):
             try:
                 self._validators[channel](value)
             except ValueError:
                 yield finding("LGS126", str(path), schema="the state schema")
 
 
-def _updates(update: Any, path: Path) -> Iterator[tuple[Path, str | None, Any]]:
+def updates_in(update: Any, path: Path) -> Iterator[tuple[Path, str | None, Any]]:
     """The values in what a node returns: the channel of each, or None for what is sent."""
     if update is None:
         return
@@ -148,7 +147,7 @@ def _updates(update: Any, path: Path) -> Iterator[tuple[Path, str | None, Any]]:
         yield from _of_command(update, path)
     elif isinstance(update, (list, tuple)) and any(isinstance(x, Command) for x in update):
         for i, each in enumerate(update):
-            yield from _updates(each, path[i])
+            yield from updates_in(each, path[i])
     elif hasattr(type(update), "__annotations__") and not isinstance(update, type):
         for key, value in attributes(update).items():
             yield path.attribute(key), key, value
@@ -160,7 +159,7 @@ def _of_command(command: Any, path: Path) -> Iterator[tuple[Path, str | None, An
     update = command.update
     if isinstance(update, (list, tuple)) and all(isinstance(x, tuple) for x in update):
         update = dict(update)
-    yield from _updates(update, path.attribute("update"))
+    yield from updates_in(update, path.attribute("update"))
     sends = command.goto if isinstance(command.goto, Sequence) else [command.goto]
     for i, send in enumerate(sends):
         if not isinstance(send, str):
@@ -177,12 +176,8 @@ def _validators(graph: Any) -> dict[str, Callable[[Any], object]]:
 
 @cache
 def _field_validators(schema: Any) -> dict[str, Callable[[Any], object]]:
-    from pydantic import TypeAdapter
-
+    annotated: Any = Annotated
     return {
-        name: TypeAdapter(Annotated[field.annotation, field]).validate_python
+        name: TypeAdapter(annotated[field.annotation, field]).validate_python
         for name, field in schema.model_fields.items()
     }
-
-
-__all__ = ["PregelNode", "UpdateCheck", "checked"] if TYPE_CHECKING else ["UpdateCheck", "checked"]

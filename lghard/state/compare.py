@@ -1,7 +1,7 @@
 """What differs between a value and what came back for it.
 
-Looks at what objects hold, and never asks them: no `__eq__` of anybody's, since one that says "equal"
-too easily would hide a loss.
+Looks at what objects hold, and never asks them: no `__eq__` of anybody's, since one that says
+"equal" too easily would hide a loss.
 """
 
 import re
@@ -19,6 +19,7 @@ from ipaddress import (
     IPv6Network,
 )
 from pathlib import PurePath
+from types import MemberDescriptorType
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -48,8 +49,11 @@ class _Missing:
 MISSING = _Missing()
 
 # Compared by `==`, which for these is C code that tells all that they are.
-_PLAIN = (str, bytes, bytearray, int, bool, type(None), UUID, timedelta, date)
-_PLAIN += (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+_ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+_PLAIN: tuple[type, ...] = (
+    *(str, bytes, bytearray, int, bool, type(None), UUID, timedelta, date),
+    *_ADDRESSES,
+)
 
 
 def differences(was: object, became: object, path: Path) -> Iterator[Difference]:
@@ -70,7 +74,7 @@ def differences(was: object, became: object, path: Path) -> Iterator[Difference]
         pairs.extend(reversed([(place, old, new) for place, old, new in _inner(place, old, new)]))
 
 
-def _same_leaf(old: Any, new: Any) -> bool:
+def _same_leaf(old: Any, new: Any) -> bool:  # noqa: PLR0911
     """Whether two of the same type are the same, apart from what they hold inside."""
     kind = type(old)
     compare = _COMPARE.get(kind)
@@ -83,7 +87,7 @@ def _same_leaf(old: Any, new: Any) -> bool:
     if _is_array(kind):
         return bool(_array(old) == _array(new))
     if isinstance(old, PurePath):
-        return old.parts == new.parts
+        return bool(old.parts == new.parts)
     if PurePath not in kind.__mro__ and issubclass(kind, (dict, list, tuple, set, frozenset)):
         return len(old) == len(new)
     return True
@@ -189,7 +193,7 @@ def _raw_dict(value: object) -> dict[str, Any]:
     return found if type(found) is dict else {}
 
 
-_Slot = type(UUID.int)  # the descriptor of a slot
+_Slot = MemberDescriptorType
 _HIDDEN = {"__weakref__", "__dict__"}
 
 

@@ -4,11 +4,12 @@ The order is that of `_msgpack_default` in langgraph.checkpoint.serde.jsonplus: 
 decides. Nothing here runs code of the object.
 """
 
+import dataclasses
 import inspect
 import re
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, EnumMeta
@@ -21,6 +22,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
+from math import isnan
 from pathlib import Path as FilePath
 from pathlib import PosixPath, PurePath, WindowsPath
 from types import SimpleNamespace
@@ -46,7 +48,7 @@ from lghard.state.looking import (
 from lghard.state.models import plan_of, stored_fields
 from lghard.state.paths import ROOT, Path
 
-Note = tuple[str, Path, dict[str, object]]
+Note = tuple[str, Path, Mapping[str, object]]
 
 
 class Place(NamedTuple):
@@ -150,7 +152,7 @@ def _dict(path: Path, value: dict[Any, Any], place: Place) -> Verdict:
     return Verdict(tuple(notes), inner)
 
 
-def _key(path: Path, key: Any, *, dumped: bool = False) -> list[Note]:
+def _key(path: Path, key: Any, *, dumped: bool = False) -> list[Note]:  # noqa: PLR0911
     """What becomes of a dict key: the same, a str, or an error."""
     kind, place = type(key), path.key(key)
     mro = mro_of(kind)
@@ -173,7 +175,7 @@ def _key(path: Path, key: Any, *, dumped: bool = False) -> list[Note]:
             if type(member) is not str
             else [("LGS302", place, back)]
         )
-    if kind is time and key.tzinfo is not None or kind is memoryview and not key.contiguous:
+    if (kind is time and key.tzinfo is not None) or (kind is memoryview and not key.contiguous):
         return [("LGS104", place, {"type": spelled(kind)})]
     if kind in (UUID, date, datetime, time) or str in mro or int in mro or kind is memoryview:
         back_to = "int" if int in mro else "bytes" if kind is memoryview else "str"
@@ -427,7 +429,7 @@ def _enum(path: Path, value: Any, place: Place) -> Verdict:
     overridden = in_class(kind, "value") is not class_dict(Enum).get("value")
     if overridden or not issubclass(EnumMeta, type(kind)) or own_code(kind, "__getattr__"):
         notes.append(("LGS404", path, {"type": spelled(kind), "code": "value"}))
-    if type(member) is float and member != member or not _scalar(path, member):
+    if (type(member) is float and isnan(member)) or not _scalar(path, member):
         notes.append(("LGS222", path, {"type": spelled(kind)}))
     elif own_code(kind, "_missing_") and member not in kind._value2member_map_:
         notes.append(("LGS404", path, {"type": spelled(kind), "code": "_missing_"}))
@@ -497,16 +499,12 @@ def _same(value: object, default: object) -> bool:
     return next(differences(default, value, ROOT), None) is None
 
 
-def _dataclass_kinds() -> tuple[Any, Any]:
-    import dataclasses
-
-    return dataclasses._FIELD_INITVAR, dataclasses._FIELD_CLASSVAR  # type: ignore[attr-defined]
-
-
-_INIT_VAR, _CLASS_VAR = _dataclass_kinds()
+# Private names of dataclasses: its `fields()` leaves both kinds out, the constructor does not.
+_INIT_VAR: Any = dataclasses._FIELD_INITVAR  # type: ignore[attr-defined]
+_CLASS_VAR: Any = dataclasses._FIELD_CLASSVAR  # type: ignore[attr-defined]
 
 
-def _constructor(path: Path, kind: type, fields: dict[str, Any]) -> list[Note]:
+def _constructor(path: Path, kind: type, fields: dict[str, Any]) -> list[Note]:  # noqa: PLR0911
     """Whether calling the class with its fields makes the same object again."""
     if is_trusted(module_of(kind)) and not inherits(kind, "langgraph", "Command"):
         return []
@@ -557,8 +555,6 @@ _DYNAMIC = ("__getattr__", "__getattribute__", "__class__")
 
 
 def _has_default(field: Any) -> bool:
-    import dataclasses
-
     missing = dataclasses.MISSING
     return field.default is not missing or field.default_factory is not missing
 
@@ -594,7 +590,7 @@ def _array(path: Path, value: Any, place: Place) -> Verdict:
         return _noted("LGS208", path)
     if dtype.kind == "V":
         return _noted("LGS209", path, type=spelled(kind), what="field names")
-    if dtype.kind in "mM" and value.flags.c_contiguous or dtype.kind not in "biufcSUmM":
+    if (dtype.kind in "mM" and value.flags.c_contiguous) or dtype.kind not in "biufcSUmM":
         return _raised(path, value, place)
     return _noted("LGS308", path)
 
@@ -615,7 +611,7 @@ def _subclass_of(
     return matches, judged
 
 
-def _derived(path: Path, value: Any, place: Place, base: type, rule: str, back: str) -> Verdict:
+def _derived(path: Path, value: Any, place: Place, base: type, rule: str, back: str, /) -> Verdict:  # noqa: PLR0917
     """A subclass of a type that has an encoding: it is rebuilt by its own constructor."""
     kind = type(value)
     if base is datetime or module_of(kind).partition(".")[0] in ("pandas", "pendulum"):
@@ -644,24 +640,38 @@ def _derived(path: Path, value: Any, place: Place, base: type, rule: str, back: 
 _INERT = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__",
           "__annotations__", "__firstlineno__", "__static_attributes__", "__orig_bases__",
           "__parameters__"}  # fmt: skip
-_BASE_SLOTS = {*attributes(UUID(int=0)), "_ip", "_scope_id", "network", "network_address", "netmask",
-               "_prefixlen", "hostmask", "_raw_paths", "_drv", "_root", "_tail_cached", "_str",
-               "_parts", "_hash", "_cparts", "_lines_cached", "_cached_cparts", "_str_normcase_cached",
-               "_parts_normcase_cached", "_tail", "is_safe"}  # fmt: skip
+# What the standard library's own classes hold, cached parts of paths among it.
+_BASE_SLOTS = {
+    "int", "is_safe", "_ip", "_scope_id", "network", "network_address", "netmask", "_prefixlen",
+    "hostmask", "_raw_paths", "_drv", "_root", "_tail_cached", "_str", "_parts", "_hash", "_cparts",
+    "_lines_cached", "_cached_cparts", "_str_normcase_cached", "_parts_normcase_cached", "_tail",
+}  # fmt: skip
+
+
+def _has_codec(kind: type) -> bool:
+    """Whether there is an encoding for it, if no attribute says otherwise."""
+    return type(in_class(kind, "__dataclass_fields__")) is dict or Enum in mro_of(kind)
+
+
+def _is_opaque(kind: type, value: object) -> bool:  # noqa: ARG001
+    """It answers for any attribute, and has no encoding if none of the answers is one."""
+    return _dynamic(kind) is not None and not _has_codec(kind)
+
+
+def _raised_later(path: Path, value: Any, place: Place) -> Verdict:
+    return _raised(path, value, place)
+
 
 _ORDER: tuple[tuple[Callable[..., bool], Callable[..., Verdict]], ...] = (
-    (_is_mock, lambda path, value, place: _raised(path, value, place)),
+    (_is_mock, _raised_later),
     (lambda kind, _: inherits(kind, "langgraph.checkpoint.serde.types", "_DeltaSnapshot"), _send),
     (lambda kind, _: inherits(kind, "pydantic.main", "BaseModel"), _model),
     (lambda kind, _: inherits(kind, "pydantic.types", "_SecretBase", "SecretStr"), _secret),
     (lambda kind, _: inherits(kind, "langgraph.store.base", "Item"), _item),
-    (_is_pandas, lambda path, value, place: _raised(path, value, place)),
+    (_is_pandas, _raised_later),
     (_is_duck, _ducked),
     (_is_namedtuple, _namedtuple),
-    (
-        lambda kind, _: _dynamic(kind) and not _has_codec(kind),
-        lambda path, value, place: _raised(path, value, place),
-    ),
+    (_is_opaque, _raised_later),
     _subclass_of(FilePath, "", "a list"),
     _subclass_of(UUID, "", "str"),
     _subclass_of(Decimal, "", "str"),
@@ -681,11 +691,6 @@ _ORDER: tuple[tuple[Callable[..., bool], Callable[..., Verdict]], ...] = (
     (lambda kind, _: inherits(kind, "numpy", "ndarray"), _array),
     (lambda kind, _: BaseException in mro_of(kind), _exception),
 )
-
-
-def _has_codec(kind: type) -> bool:
-    """Whether there is an encoding for it, if no attribute says otherwise."""
-    return type(in_class(kind, "__dataclass_fields__")) is dict or Enum in mro_of(kind)
 
 
 def _named(path: Path, kind: type, back: str) -> list[Note]:
@@ -709,7 +714,7 @@ def _raised(path: Path, value: Any, place: Place) -> Verdict:
     return _noted(_rule_of(kind), path, type=name)
 
 
-def _rule_of(kind: type) -> str:
+def _rule_of(kind: type) -> str:  # noqa: PLR0911
     top = module_of(kind).partition(".")[0]
     if inherits(kind, "numpy", "generic", "dtype", "Generator", "ndarray") or top == "numpy":
         return "LGS106"

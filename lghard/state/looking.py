@@ -65,11 +65,11 @@ _TRUSTED = ("builtins", "pydantic", "pydantic_core", "langchain_core", "langgrap
 
 
 def is_trusted(module: object) -> bool:
-    """Whether code of this module is LangGraph's own, pydantic's or Python's, and so known to us."""
+    """Whether code of this module is LangGraph's, pydantic's or Python's, and so known to us."""
     if type(module) is not str:
         return False
     top = module.partition(".")[0]
-    return top in _TRUSTED or top in sys.stdlib_module_names and top != "__main__"
+    return top in _TRUSTED or (top in sys.stdlib_module_names and top != "__main__")
 
 
 def own_code(kind: type, *names: str) -> str | None:

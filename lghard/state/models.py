@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import GetSetDescriptorType
 from typing import Any
 
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
 from lghard.state.compare import attributes
 from lghard.state.looking import (
     Found,
@@ -46,8 +48,8 @@ _METHODS = (
 # Values of these types are dumped as themselves, and validated by a schema of that type as such.
 _SIMPLE = {"str": str, "int": int, "float": float, "bool": bool, "bytes": bytes, "none": type(None)}
 _CONSTRAINTS = {
-    "gt", "ge", "lt", "le", "multiple_of", "max_length", "min_length", "pattern", "strip_whitespace",
-    "to_lower", "to_upper", "allow_inf_nan",
+    "gt", "ge", "lt", "le", "multiple_of", "max_length", "min_length", "pattern",
+    "strip_whitespace", "to_lower", "to_upper", "allow_inf_nan",
 }  # fmt: skip
 _STR_CONFIG = ("str_to_lower", "str_to_upper", "str_strip_whitespace", "str_max_length",
                "str_min_length", "allow_inf_nan")  # fmt: skip
@@ -120,7 +122,7 @@ def _model_node(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _own_method(kind: type) -> str | None:
     for base, name in definers(kind, *_METHODS):
-        if is_trusted(module_of(base)) or name == "__new__" and base is object:
+        if is_trusted(module_of(base)) or (name == "__new__" and base is object):
             continue
         found = class_dict(base)[name]
         # pydantic's own model_post_init, which sets up private attributes, is in each such class.
@@ -290,9 +292,6 @@ def revive(model: Any) -> tuple[Any, str | None]:
     Returns:
         The model that comes back, and why its own class refused the values, if it did.
     """
-    import ormsgpack
-    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-
     kind: Any = type(model)
     dumped = kind.__pydantic_serializer__.to_python(model, warnings=False)
     if type(dumped) is not dict:
@@ -301,7 +300,7 @@ def revive(model: Any) -> tuple[Any, str | None]:
     values = serializer.loads_typed(serializer.dumps_typed(dumped))
     try:
         return kind(**values), None
-    except Exception as refused:  # noqa: BLE001: as LangGraph does
+    except Exception as refused:  # as LangGraph does
         return kind.model_construct(**values), type(refused).__name__
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _NAME = re.compile(r"[^\W\d]\w*")
 _LONGEST = 60
+_LARGE = 10**15
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,8 @@ def _spell(place: Path) -> str:
 
 def _shown(key: object) -> str:
     """A key; of one that is no str or number, only its type: its repr is somebody's code."""
-    if type(key) in (int, bool, float, type(None)):
-        return repr(key) if abs(key or 0) < 10**15 else f"<{type(key).__name__}>"  # type: ignore[operator, call-overload]
+    if (type(key) is int and abs(key) < _LARGE) or type(key) in (bool, float, type(None)):
+        return repr(key)
     if type(key) is str:
         return repr(_short(key)).replace("'", '"') if "'" not in key else repr(_short(key))
     return f"<{type(key).__name__}>"

@@ -154,14 +154,14 @@ _MORE = {
 MESSAGES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     kind: itemgetter(*_COMMON, *more)
     for kind, more in _MORE.items()
-    if {*_COMMON, *more, "type"} == kind.model_fields.keys()
+    if {*_COMMON, *more, "type"} == getattr(kind, "model_fields", {}).keys()
 }
 _CALL = ("name", "args", "id", "type")
 _USAGE = ("input_tokens", "output_tokens", "total_tokens")
 _STR, _INT = {str}, {int}
 
 
-def _messages_are_clean(messages: list[Any]) -> bool:
+def _messages_are_clean(messages: list[Any]) -> bool:  # noqa: PLR0911, PLR0912
     """Whether these are messages as their validators leave them, holding plain data.
 
     One loop and no calls: this is what every message of a state costs. The types of all texts and
@@ -203,7 +203,7 @@ def _messages_are_clean(messages: list[Any]) -> bool:
         elif kind is ToolMessage:
             texts.append(more[0])
             rest.append(more[1:])
-    return _texts_are_clean(texts, rest) and (not counts or _INT == {*map(type, counts)})
+    return _texts_are_clean(texts, rest) and (not counts or {*map(type, counts)} == _INT)
 
 
 def _calls_are_clean(calls: Any, texts: list[Any], rest: list[Any]) -> bool:
@@ -248,7 +248,7 @@ def _texts_are_clean(texts: list[Any], rest: list[Any]) -> bool:
     if {*map(type, texts)} != _STR:
         blocks = [text for text in texts if type(text) is not str]
         texts = [text for text in texts if type(text) is str]
-        if not all(type(b) is list and _STR_OR_DICT >= {*map(type, b)} for b in blocks):
+        if not all(type(b) is list and {*map(type, b)} <= _STR_OR_DICT for b in blocks):
             return False
         rest = [*rest, *blocks]
     if not "".join(texts).isascii():
@@ -269,7 +269,7 @@ def _message_view(message: Any) -> None:
         raise LookCloselyError
 
 
-def _nothing(value: Any) -> None:  # noqa: ARG001
+def _nothing(value: Any) -> None:
     """It comes back as it is."""
 
 

@@ -26,17 +26,18 @@ OnNul = Literal["raise", "strip"]
 class CheckedSerializer(JsonPlusSerializer):
     """LangGraph's serializer, which says what will not come back, and where it is.
 
-    Upstream stores 46 of 100 kinds of values that do not come back as they went in, and raises for
-    none of them; and where it raises, it names the outermost object only. This one looks at each
+    Upstream stores many values that do not come back as they went in, and raises for none of
+    them; and where it raises, it names the outermost object only. This one looks at each
     value before it is stored, and raises `StateNotSerializableError` with the path of the culprit.
     What it stores is what upstream stores, byte for byte.
 
-    A serializer is asked only for what goes into blobs and pending writes. A channel's own str, int,
-    float or bool stands in the checkpoint itself: `HardenedAsyncPostgresSaver` asks this serializer
-    about those, too; with another checkpointer, `checked(builder)` looks at them.
+    A serializer is asked only for what goes into blobs and pending writes. A channel's own str,
+    int, float or bool stands in the checkpoint itself: `HardenedAsyncPostgresSaver` asks this
+    serializer about those, too; with another checkpointer, `checked(builder)` looks at them.
 
     Args:
-        mode: "raise"; "warn" logs to `lghard.state`, each rule at each path once; "off" is upstream.
+        mode: "raise"; "warn" logs to `lghard.state`, each rule at each path once; "off" does
+            nothing.
         fail_on: from which severity on "raise" raises. What is less bad is logged.
         postgres: also look for what only Postgres does to a channel's own str, int, float or bool.
         on_nul: "strip" removes NUL characters from a channel's own str instead of raising.
@@ -113,7 +114,7 @@ class CheckedSerializer(JsonPlusSerializer):
             return None
         try:
             stored = super().dumps_typed(obj)
-        except Exception:  # noqa: BLE001: whatever pickle says, the report says more
+        except Exception:  # whatever pickle says, the report says more
             return None
         kind = type(obj).__name__
         pickled = (finding("LGS312", "$", channel="the value", type=kind),)

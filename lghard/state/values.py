@@ -5,10 +5,13 @@ the paths, and runs where the quick one is not sure.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from langgraph.checkpoint.serde import _msgpack
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from lghard.state.compare import MISSING, Difference, attributes, differences
-from lghard.state.inline import inline_findings
+from lghard.state.inline import inline_findings, inline_surrogate
 from lghard.state.judging import Place, Verdict, judge
 from lghard.state.looking import inherits, mro_of, name_of, spelled
 from lghard.state.models import is_simple, name_problem, plan_of, revive, stored_fields
@@ -41,8 +44,8 @@ def check_value(
     """What will not come back from a checkpoint as it went in, each with its path.
 
     It looks at the value without running any of its code: no properties, no `__getattr__`, no
-    validators. About a class whose own code decides, it says so in a note (LGS404); `roundtrip=True`
-    runs that code, exactly as checkpointing does, and decides.
+    validators. About a class whose own code decides, it says so in a note (LGS404);
+    `roundtrip=True` runs that code, exactly as checkpointing does, and decides.
 
     Args:
         value: a state or an update, as a dict of channels; or with `channel`, what one holds. An
@@ -249,7 +252,7 @@ class Walk:
     def _judged(self, step: Step) -> Verdict:
         try:
             verdict = judge(step.path, step.value, step.place)
-        except Exception as error:  # noqa: BLE001: a hostile metaclass, whatever it raises
+        except Exception as error:  # a hostile metaclass, whatever it raises
             kind = type(step.value)
             self.add("LGS111", step.path, error=type(error).__name__, type=name_of(kind))
             return Verdict()
@@ -278,15 +281,12 @@ class Walk:
         allowed = self.settings.allowed
         if allowed is None or not verdict.stored_as:
             return
-        from langgraph.checkpoint.serde import _msgpack
-
         if verdict.stored_as not in allowed | _msgpack.SAFE_MSGPACK_TYPES:
             self.add("LGS315", step.path, types=".".join(verdict.stored_as))
 
     def _model(self, step: Step, verdict: Verdict) -> None:
         """A pydantic model, which comes back as its fields are validated."""
         model, kind = step.value, type(step.value)
-        plan = plan_of(kind)
         for rule, path, fields in verdict.findings:
             self.add(rule, path, **fields)
         problem = name_problem(kind)
@@ -300,7 +300,7 @@ class Walk:
         """Whatever is in a model that is not simple."""
         plan = plan_of(type(model))
         inner = Walk(self.settings)
-        inner._inside = {**self._inside, id(model): step.path}  # noqa: SLF001
+        inner._inside = {**self._inside, id(model): step.path}
         place = Place(step.place.outer or name_of(type(model)), dumped=True)
         if not plan.encodes_itself:
             for name, value in stored_fields(model, plan):
@@ -309,9 +309,12 @@ class Walk:
         self.findings += [each for each in inner.findings if _certain(each) or _blocks(each)]
         if plan.code:
             self._code(step, model)
-        elif not is_simple(model, plan) or inner.findings:
-            if not any(_blocks(each) for each in inner.findings):
-                self._revived(step, model)
+        elif inner.findings or not is_simple(model, plan):
+            self._unless_blocked(step, model, inner.findings)
+
+    def _unless_blocked(self, step: Step, model: Any, inside: list[Finding]) -> None:
+        if not any(_blocks(each) for each in inside):
+            self._revived(step, model)
 
     def _code(self, step: Step, model: Any) -> None:
         """What is certain about a model with code of its own, which does not run here."""
@@ -335,7 +338,7 @@ class Walk:
         """Try it out: none of the code that runs is the user's."""
         try:
             became, refused = revive(model)
-        except Exception as error:  # noqa: BLE001: whatever pydantic makes of a broken model
+        except Exception as error:  # whatever pydantic makes of a broken model
             name = spelled(type(model))
             self.add("LGS111", step.path, error=type(error).__name__, type=name)
             return
@@ -379,7 +382,7 @@ def _certain(found: Finding) -> bool:
 def _blocks(found: Finding) -> bool:
     """Whether somebody's code would run, or something raise, if it were tried out."""
     own_code = ("LGS404", "LGS210")
-    return found.severity is Severity.ERROR and found.rule != "LGS318" or found.rule in own_code
+    return (found.severity is Severity.ERROR and found.rule != "LGS318") or found.rule in own_code
 
 
 def explained(change: Difference, model: Any = None, root: Path | None = None) -> Finding:
@@ -390,13 +393,17 @@ def explained(change: Difference, model: Any = None, root: Path | None = None) -
     if model is not None and path.parent is root and path.kind == "attribute":
         plan, name = plan_of(type(model)), spelled(type(model))
         if step in plan.aliased:
-            rule = "LGS201" if plan.aliased[cast("str", step)] else "LGS202"
+            rule = "LGS201" if plan.aliased[step] else "LGS202"
             return finding(rule, str(path), model=name, field=step)
         if step in plan.excluded:
             return finding("LGS204", str(path), model=name, field=step)
+        if step in getattr(type(model), "__private_attributes__", {}):
+            return finding("LGS203", str(path), model=name, attribute=step)
     if path.kind == "attribute" and became is MISSING:
         owner = "the object" if model is None else spelled(type(model))
         return finding("LGS203", str(path), model=owner, attribute=step)
+    if kind is str and back is str and (at := inline_surrogate(was)) is not None:
+        return finding("LGS221", str(path), at=at)
     for matches, rule, fields in _EXPLANATIONS:
         if matches(was, became):
             return finding(rule, str(path), **fields(kind, back))
@@ -443,7 +450,7 @@ _EXPLANATIONS: tuple[_Explanation, ...] = (
     (_is(tuple, list), "LGS301", _names),
     (_is(bytearray, bytes), "LGS303", _names),
     (_is(memoryview, bytes), "LGS303", _names),
-    (lambda a, b: _dated(a, b), "LGS305", lambda _, __: {"back": "a fixed offset"}),
+    (_dated, "LGS305", lambda _, __: {"back": "a fixed offset"}),
     (
         lambda a, b: _is_model(a) and type(b) in mro_of(type(a)) and _is_model(b),
         "LGS206",
@@ -463,14 +470,12 @@ _EXPLANATIONS: tuple[_Explanation, ...] = (
 
 def _tried(path: Path, value: Any, walk: Walk, settings: Settings) -> list[Finding]:
     """What really happens, told in the words of what was expected."""
-    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-
     if walk.endless:
         return walk.findings
     serde = settings.serde or JsonPlusSerializer(allowed_msgpack_modules=True)
     try:
         stored = serde.dumps_typed(value)
-    except Exception as error:  # noqa: BLE001: whatever the user's code raises
+    except Exception as error:  # whatever the user's code raises
         if any(each.severity is Severity.ERROR for each in walk.findings):
             return walk.findings
         failed = finding("LGS111", str(path), error=type(error).__name__, type=spelled(type(value)))
@@ -537,7 +542,7 @@ def _refused(
     kind: Any = schema
     try:
         kind.model_validate(value)
-    except Exception as error:  # noqa: BLE001: validators raise what they like
+    except Exception as error:  # validators raise what they like
         places = [e["loc"] for e in error.errors()] if hasattr(error, "errors") else [()]
         for place in places:
             path = ROOT

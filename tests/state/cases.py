@@ -1,3 +1,4 @@
+# ruff: noqa: E501, F403, F405, FURB157, FURB167, PIE807, PLC3002, PLW0108, UP017
 """What people put into a state, and which rules say something about it.
 
 Each stands for one row of what was measured; the tests write, read and compare them all.
@@ -14,7 +15,7 @@ import sys
 import threading
 import types
 import uuid
-from collections import Counter, OrderedDict, UserDict, ChainMap, defaultdict, deque
+from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -43,9 +44,9 @@ from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
 from pydantic import AnyUrl, SecretStr
 
-from tests.state.zoo import *  # noqa: F403
+from tests.state.zoo import *
 
-now = datetime(2020, 1, 1, 3, 4, 5, 678)  # noqa: DTZ001
+now = datetime(2020, 1, 1, 3, 4, 5, 678)
 TC = {"name": "a", "args": {"x": 1}, "id": "1", "type": "tool_call"}
 
 
@@ -237,7 +238,7 @@ CASES = [Case(*case) for case in (
     ('re.compile(b"a")', lambda: re.compile(b"a"), ''),
     ('re.compile(b"a",re.L)', lambda: re.compile(b"a",re.L), ''),
     ('pathlib.Path("a/b")', lambda: pathlib.Path("a/b"), ''),
-    ('pathlib.Path("")', lambda: pathlib.Path(""), ''),
+    ('pathlib.Path("")', lambda: pathlib.Path(), ''),
     ('pathlib.Path("/")', lambda: pathlib.Path("/"), ''),
     ('pathlib.PurePath("a")', lambda: pathlib.PurePath("a"), 'LGS110'),
     ('pathlib.PureWindowsPath("a")', lambda: pathlib.PureWindowsPath("a"), 'LGS110'),
@@ -335,7 +336,7 @@ CASES = [Case(*case) for case in (
     ('assign(Flat(),a=True)', lambda: assign(Flat(),a=True), 'LGS303'),
     ('assign(Flat(),b=Text("x"))', lambda: assign(Flat(),b=Text("x")), 'LGS303'),
     ('assign(Flat(),c=1)', lambda: assign(Flat(),c=1), 'LGS227'),
-    ('mk(Flat,a=1,b="\\ud800",c=None)', lambda: construct(Flat,a=1,b="\ud800",c=None), 'LGS303'),
+    ('mk(Flat,a=1,b="\\ud800",c=None)', lambda: construct(Flat,a=1,b="\ud800",c=None), 'LGS221'),
     ('setx(Flat(),zzz=1)', lambda: hold(Flat(),zzz=1), 'LGS203'),
     ('Rich()', lambda: Rich(), ''),
     ('Rich(items=[Inner(x=2)],by_key={"a":Inner()},tags={"a"},pairs={(1,2)},when=now,by_color={Color.RED:1},number="5",id=uuid.UUID(int=3),blob=b"x",maybe=Inner())', lambda: Rich(items=[Inner(x=2)],by_key={"a":Inner()},tags={"a"},pairs={(1,2)},when=now,by_color={Color.RED:1},number="5",id=uuid.UUID(int=3),blob=b"x",maybe=Inner()), ''),
@@ -385,8 +386,8 @@ CASES = [Case(*case) for case in (
     ('ChoiceAlias(x=4)', lambda: ChoiceAlias(x=4), 'LGS201'),
     ('ByName(X=5)', lambda: ByName(X=5), ''),
     ('Private()', lambda: Private(), ''),
-    ('pm(Private(),_secret=5)', lambda: assign(Private(),_secret=5), 'LGS303'),
-    ('pm(Private(),_cache={"a":1})', lambda: assign(Private(),_cache={"a":1}), 'LGS218'),
+    ('pm(Private(),_secret=5)', lambda: assign(Private(),_secret=5), 'LGS203'),
+    ('pm(Private(),_cache={"a":1})', lambda: assign(Private(),_cache={"a":1}), 'LGS203'),
     ('Excluding()', lambda: Excluding(), ''),
     ('Excluding(hidden=5)', lambda: Excluding(hidden=5), 'LGS204'),
     ('Secretive()', lambda: Secretive(), 'LGS310'),
@@ -429,7 +430,7 @@ CASES = [Case(*case) for case in (
     ('mk(Bounded,a=-1,name="x",inner=Inner())', lambda: construct(Bounded,a=-1,name="x",inner=Inner()), 'LGS216 LGS207'),
     ('Strict()', lambda: Strict(), 'LGS216 LGS301'),
     ('Stripped()', lambda: Stripped(), ''),
-    ('assign(Stripped(),a=" X ")', lambda: assign(Stripped(),a=" X "), 'LGS303'),
+    ('assign(Stripped(),a=" X ")', lambda: assign(Stripped(),a=" X "), 'LGS227'),
     ('Numbers([1])', lambda: Numbers([1]), 'LGS223 LGS227'),
     ('HoldsTyped()', lambda: HoldsTyped(), ''),
     ('HoldsTyped(typed={"a":1})', lambda: HoldsTyped(typed={"a":1}), ''),
@@ -480,15 +481,15 @@ CASES = [Case(*case) for case in (
     ('assign(AIMessage("x"),name=5)', lambda: assign(AIMessage("x"),name=5), ''),
     ('assign(AIMessage("x"),content=5)', lambda: assign(AIMessage("x"),content=5), ''),
     ('assign(AIMessage("x"),content=b"x")', lambda: assign(AIMessage("x"),content=b"x"), 'LGS227'),
-    ('assign(AIMessage("x"),tool_calls=[{**TC,"extras":1}])', lambda: assign(AIMessage("x"),tool_calls=[{**TC,"extras":1}]), 'LGS218'),
+    ('assign(AIMessage("x"),tool_calls=[{**TC,"extras":1}])', lambda: assign(AIMessage("x"),tool_calls=[{**TC,"extras":1}]), 'LGS227'),
     ('assign(AIMessage("x"),tool_calls=[{**TC,"zzz":1}])', lambda: assign(AIMessage("x"),tool_calls=[{**TC,"zzz":1}]), ''),
-    ('assign(AIMessage("x"),tool_calls=[{"name":"a","args":{},"id":"1"}])', lambda: assign(AIMessage("x"),tool_calls=[{"name":"a","args":{},"id":"1"}]), 'LGS218'),
+    ('assign(AIMessage("x"),tool_calls=[{"name":"a","args":{},"id":"1"}])', lambda: assign(AIMessage("x"),tool_calls=[{"name":"a","args":{},"id":"1"}]), 'LGS227'),
     ('assign(AIMessage("x"),tool_calls=[{**TC,"id":5}])', lambda: assign(AIMessage("x"),tool_calls=[{**TC,"id":5}]), ''),
     ('assign(AIMessage("x"),tool_calls=(TC,))', lambda: assign(AIMessage("x"),tool_calls=(TC,)), 'LGS301'),
     ('assign(AIMessage("x"),usage_metadata={"input_tokens":1.0,"output_tokens":2,"total_tokens":3})', lambda: assign(AIMessage("x"),usage_metadata={"input_tokens":1.0,"output_tokens":2,"total_tokens":3}), 'LGS227'),
     ('assign(AIMessage("x"),usage_metadata={"input_tokens":True,"output_tokens":2,"total_tokens":3})', lambda: assign(AIMessage("x"),usage_metadata={"input_tokens":True,"output_tokens":2,"total_tokens":3}), 'LGS303'),
     ('assign(AIMessage("x"),usage_metadata={"input_tokens":1,"output_tokens":2,"total_tokens":3,"z":1})', lambda: assign(AIMessage("x"),usage_metadata={"input_tokens":1,"output_tokens":2,"total_tokens":3,"z":1}), ''),
-    ('assign(AIMessage("x",additional_kwargs={"tool_calls":[{"id":"1","function":{"name":"a","arguments":"{}"},"type":"function"}]}),tool_calls=[])', lambda: assign(AIMessage("x",additional_kwargs={"tool_calls":[{"id":"1","function":{"name":"a","arguments":"{}"},"type":"function"}]}),tool_calls=[]), 'LGS218'),
+    ('assign(AIMessage("x",additional_kwargs={"tool_calls":[{"id":"1","function":{"name":"a","arguments":"{}"},"type":"function"}]}),tool_calls=[])', lambda: assign(AIMessage("x",additional_kwargs={"tool_calls":[{"id":"1","function":{"name":"a","arguments":"{}"},"type":"function"}]}),tool_calls=[]), 'LGS227'),
     ('assign(ToolMessage("x",tool_call_id="1"),tool_call_id=5)', lambda: assign(ToolMessage("x",tool_call_id="1"),tool_call_id=5), 'LGS227'),
     ('assign(ToolMessage("x",tool_call_id="1"),status="zzz")', lambda: assign(ToolMessage("x",tool_call_id="1"),status="zzz"), ''),
     ('assign(AIMessage("x"),type="z")', lambda: assign(AIMessage("x"),type="z"), ''),
@@ -496,7 +497,7 @@ CASES = [Case(*case) for case in (
     ('assign(HumanMessage("x"),content=None)', lambda: assign(HumanMessage("x"),content=None), ''),
     ('setx(HumanMessage("x"),zz=1)', lambda: hold(HumanMessage("x"),zz=1), 'LGS203'),
     ('assign(HumanMessage("x"),additional_kwargs=None)', lambda: assign(HumanMessage("x"),additional_kwargs=None), ''),
-    ('assign(HumanMessage("x"),content="\\ud800")', lambda: assign(HumanMessage("x"),content="\ud800"), 'LGS303'),
+    ('assign(HumanMessage("x"),content="\\ud800")', lambda: assign(HumanMessage("x"),content="\ud800"), 'LGS221'),
     ('assign(ToolMessage("x",tool_call_id="1"),content=[1])', lambda: assign(ToolMessage("x",tool_call_id="1"),content=[1]), 'LGS227'),
     ('assign(HumanMessage("x"),id=Text("a"))', lambda: assign(HumanMessage("x"),id=Text("a")), 'LGS303'),
     ('mk(HumanMessage,content="x")', lambda: construct(HumanMessage,content="x"), ''),

@@ -27,11 +27,11 @@ def fingerprint(value: Any) -> str:
 
 def _told(value: Any) -> str:
     kind = type(value)
-    name = f"{kind.__module__.removeprefix('pathlib._local').removeprefix('pathlib')}.{kind.__qualname__}"
+    name = f"{kind.__module__.replace('pathlib._local', 'pathlib')}.{kind.__qualname__}"
     return f"{name}({', '.join(_parts(kind, value))})"
 
 
-def _parts(kind: type, value: Any) -> list[str]:
+def _parts(kind: type, value: Any) -> list[str]:  # noqa: PLR0911
     numpy = sys.modules.get("numpy")
     if isinstance(value, (type, FunctionType, ModuleType)):
         return [value.__name__]

@@ -30,14 +30,16 @@ class Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait(timeout=20)
         self._process.stdout.close()
 
     def read(self, stored: Sequence[tuple[str, bytes]]) -> list[str]:
         """What came back of each, as text."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         pickle.dump([(kind, bytes(blob)) for kind, blob in stored], self._process.stdin)
         self._process.stdin.flush()
         found: list[str] = pickle.load(self._process.stdout)
@@ -52,7 +54,7 @@ def _read(serde: Any, item: tuple[str, bytes]) -> str:
 
 
 def main() -> None:
-    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer  # noqa: PLC0415
 
     logging.disable(logging.CRITICAL)
     serde = JsonPlusSerializer(pickle_fallback=True, allowed_msgpack_modules=True)

@@ -1,7 +1,7 @@
 """Nodes are asked as they return, so that nothing runs after a value that cannot be stored."""
 
 import threading
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage
@@ -11,7 +11,6 @@ from langgraph.func import entrypoint
 from langgraph.graph import MessagesState, StateGraph
 from langgraph.types import Command, Send
 from pydantic import BaseModel
-from typing_extensions import Annotated
 
 from lghard import StateNotSerializableError, check_value, checked, forbid_mutations
 from tests.state.zoo import Flat, Person, Untyped

@@ -1,10 +1,9 @@
-"""What Postgres does to a channel's own value, with the real thing: written here, read elsewhere."""
+"""What Postgres does to a channel's own value: written here, read elsewhere."""
 
 import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from typing import Any, TypedDict
 
 import pytest
@@ -128,8 +127,8 @@ def test_in_memory_hides_it(name: str) -> None:
 
 
 @pytest.fixture
-async def database(lghard_postgres: TemporaryPostgres) -> AsyncIterator[str]:
-    yield lghard_postgres.create_database()
+def database(lghard_postgres: TemporaryPostgres) -> str:
+    return lghard_postgres.create_database()
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])

@@ -26,8 +26,32 @@ from tests.state.fingerprint import fingerprint
 from tests.state.reader import Reader
 from tests.state.test_values import verdict_of
 from tests.state.zoo import (
-    Box, Chat, Color, Either, Extra, Flat, Frozen, Holder, Inner, Level, Mode, Person, Pet, Plain, Point,
-    Rich, Slotted, Text, Tree, UnionA, UnionB, Untyped, Zoo, Animal, Dog, Cat,
+    Animal,
+    Box,
+    Cat,
+    Chat,
+    Color,
+    Dog,
+    Either,
+    Extra,
+    Flat,
+    Frozen,
+    Holder,
+    Inner,
+    Level,
+    Mode,
+    Person,
+    Pet,
+    Plain,
+    Point,
+    Rich,
+    Slotted,
+    Text,
+    Tree,
+    UnionA,
+    UnionB,
+    Untyped,
+    Zoo,
 )  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")

@@ -1,3 +1,4 @@
+# ruff: noqa: UP042, D106
 """Classes that people put into a state: those that come back, and those that do not."""
 
 import dataclasses
@@ -31,8 +32,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from typing_extensions import TypedDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from typing_extensions import TypedDict
 
 T = TypeVar("T")
 
@@ -336,8 +337,8 @@ class Rich(BaseModel):
 
 class Untyped(BaseModel):
     a: Any = None
-    d: dict = {}  # noqa: RUF012
-    items: list = []  # noqa: RUF012
+    d: dict = {}
+    items: list = []
 
 
 class Aliased(BaseModel):
@@ -477,7 +478,7 @@ class Serialized(BaseModel):
 
 
 class JsonSerialized(BaseModel):
-    a: Annotated[float, PlainSerializer(lambda v: round(v), when_used="json")] = 1.5
+    a: Annotated[float, PlainSerializer(round, when_used="json")] = 1.5
 
 
 class SerializesItself(BaseModel):
