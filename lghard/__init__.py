@@ -23,8 +23,19 @@ if TYPE_CHECKING:
         plan_pool,
         shared_pool,
     )
+    from lghard.state import (
+        CheckSettings,
+        Finding,
+        Report,
+        Severity,
+        allowlist_of,
+        check_graph,
+        check_schema,
+    )
 
 __all__ = [
+    "CheckSettings",
+    "Finding",
     "ForeignLoopError",
     "HardenedAsyncPostgresSaver",
     "LghardError",
@@ -32,9 +43,14 @@ __all__ = [
     "PoolOpenError",
     "PoolPlan",
     "PoolSettings",
+    "Report",
     "SchemaSetupError",
+    "Severity",
     "StatementRefusedError",
     "ThreadDeletedError",
+    "allowlist_of",
+    "check_graph",
+    "check_schema",
     "close_shared_pools",
     "open_checkpointer",
     "open_pool",
@@ -44,6 +60,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckSettings": "lghard.state",
+    "Finding": "lghard.state",
     "ForeignLoopError": "lghard.errors",
     "HardenedAsyncPostgresSaver": "lghard.postgres",
     "LghardError": "lghard.errors",
@@ -51,9 +69,14 @@ _HOMES = {
     "PoolOpenError": "lghard.postgres",
     "PoolPlan": "lghard.postgres",
     "PoolSettings": "lghard.postgres",
+    "Report": "lghard.state",
     "SchemaSetupError": "lghard.errors",
+    "Severity": "lghard.state",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
+    "allowlist_of": "lghard.state",
+    "check_graph": "lghard.state",
+    "check_schema": "lghard.state",
     "close_shared_pools": "lghard.postgres",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",

@@ -179,7 +179,9 @@ def _print_tree(report: "Report", more: str) -> bool:
         if finding.path not in places:
             places[finding.path] = tree.add(Text(finding.path, "cyan"))
         color = _COLORS[str(finding.severity)]
-        line = Text(f"{finding.rule} {finding.severity}: ", color).append(finding.message, "default")
+        line = Text(f"{finding.rule} {finding.severity}: ", color).append(
+            finding.message, "default"
+        )
         places[finding.path].add(line.append(f"\n→ {finding.fix}", "dim"))
     console = Console()
     console.print(tree)

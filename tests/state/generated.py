@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-HEAD = '''
+HEAD = """
 import datetime, decimal, enum, ipaddress, pathlib, re, uuid
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,13 @@ from typing_extensions import NotRequired, TypedDict
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
-from tests.state.kinds import Case, Color, Frozen, Leaf, Level, Name, Node, Pair, Big, Small, SmallKid
+from tests.state.kinds import Big, Case, Color, Frozen, Leaf, Level, Name, Node, Pair
+from tests.state.kinds import Small, SmallKid
 
 T = TypeVar("T")
 UUID1 = uuid.UUID(int=1)
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,22 @@ def containers(inner: "st.SearchStrategy[Piece]") -> "st.SearchStrategy[Piece]":
         inner.map(lambda p: one(f"list[{p.annotation}]", (f"[{v}]" for v in p.values), p)),
         st.builds(_dict, st.sampled_from(KEYS), inner),
         inner.map(lambda p: one(f"Sequence[{p.annotation}]", (f"[{v}]" for v in p.values), p)),
-        inner.map(lambda p: one(f"Mapping[str, {p.annotation}]", (f"{{'a': {v}}}" for v in p.values), p)),
+        inner.map(
+            lambda p: one(f"Mapping[str, {p.annotation}]", (f"{{'a': {v}}}" for v in p.values), p)
+        ),
         st.builds(_tuple, inner, inner),
         inner.filter(lambda p: p.hashable).map(_set),
-        inner.map(lambda p: one(f"Optional[{p.annotation}]", (*p.values, "None"), p, hashable=p.hashable)),
+        inner.map(
+            lambda p: one(f"Optional[{p.annotation}]", (*p.values, "None"), p, hashable=p.hashable)
+        ),
         st.builds(_union, inner, inner),
-        inner.map(lambda p: one(f"Annotated[{p.annotation}, 'x']", p.values, p, hashable=p.hashable)),
+        inner.map(
+            lambda p: one(f"Annotated[{p.annotation}, 'x']", p.values, p, hashable=p.hashable)
+        ),
         st.builds(_fields, st.sampled_from(sorted(KINDS)), inner, inner),
-        st.builds(_fields, st.sampled_from(["model", "model", "strict", "validated"]), inner, inner),
+        st.builds(
+            _fields, st.sampled_from(["model", "model", "strict", "validated"]), inner, inner
+        ),
     )
 
 
@@ -114,11 +123,15 @@ def _dict(key: str, p: Piece) -> Piece:
 
 def _tuple(p: Piece, q: Piece) -> Piece:
     values = [f"({v}, {w})" for v, w in zip(p.values, q.values, strict=False)]
-    return one(f"tuple[{p.annotation}, {q.annotation}]", values, p, q, hashable=p.hashable and q.hashable)
+    return one(
+        f"tuple[{p.annotation}, {q.annotation}]", values, p, q, hashable=p.hashable and q.hashable
+    )
 
 
 def _set(p: Piece) -> Piece:
-    return one(f"frozenset[{p.annotation}]", (f"frozenset({{{v}}})" for v in p.values), p, hashable=True)
+    return one(
+        f"frozenset[{p.annotation}]", (f"frozenset({{{v}}})" for v in p.values), p, hashable=True
+    )
 
 
 def _union(p: Piece, q: Piece) -> Piece:
@@ -133,7 +146,8 @@ KINDS = {
     "typeddict": "class {name}(TypedDict):\n    a: {a}\n    b: NotRequired[{b}]\n",
     "model": "class {name}(BaseModel):\n    a: {a}\n    b: {b}\n",
     "strict": (
-        "class {name}(BaseModel):\n    model_config = ConfigDict(strict=True)\n    a: {a}\n    b: {b}\n"
+        "class {name}(BaseModel):\n    model_config = ConfigDict(strict=True)\n"
+        "    a: {a}\n    b: {b}\n"
     ),
     "validated": "@pydantic.dataclasses.dataclass\nclass {name}:\n    a: {a}\n    b: {b}\n",
     "generic": "@dataclass\nclass {name}(Generic[T]):\n    a: {a}\n    b: T\n",

@@ -33,7 +33,9 @@ def strict(tmp_path_factory):
 
 def test_langgraphs_own_list_has_holes(strict):
     """The control: with what compile() adds, many declared types come back as raw values."""
-    assert {"in_sequence", "in_mapping", "in_box", "in_literal"} <= set(strict["lost with LangGraph's"])
+    assert {"in_sequence", "in_mapping", "in_box", "in_literal"} <= set(
+        strict["lost with LangGraph's"]
+    )
 
 
 def test_complete_list_restores_every_declared_type(strict):

@@ -38,8 +38,8 @@ def review(draft: Draft) -> Verdict:
 
 
 @entrypoint()
-def graph(topic: str, *, previous: dict[str, Draft] | None = None) -> entrypoint.final[
-    str, dict[str, set[tuple[int, int]]]
-]:
+def graph(
+    topic: str, *, previous: dict[str, Draft] | None = None
+) -> entrypoint.final[str, dict[str, set[tuple[int, int]]]]:
     verdict = review(write(topic).result())
     return entrypoint.final(value=topic, save={"scores": {verdict.scores}})
