@@ -30,17 +30,22 @@ if TYPE_CHECKING:
         shared_pool,
     )
     from lghard.state import (
+        CheckSettings,
         CheckedSerializer,
         Finding,
         Report,
         Severity,
+        allowlist_of,
         assert_checkpointable,
+        check_graph,
+        check_schema,
         check_value,
         checked,
         forbid_mutations,
     )
 
 __all__ = [
+    "CheckSettings",
     "CheckedSerializer",
     "Finding",
     "ForeignLoopError",
@@ -56,7 +61,10 @@ __all__ = [
     "StateNotSerializableError",
     "StatementRefusedError",
     "ThreadDeletedError",
+    "allowlist_of",
     "assert_checkpointable",
+    "check_graph",
+    "check_schema",
     "check_value",
     "checked",
     "close_shared_pools",
@@ -69,6 +77,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckSettings": "lghard.state",
     "CheckedSerializer": "lghard.state",
     "Finding": "lghard.state",
     "ForeignLoopError": "lghard.errors",
@@ -84,7 +93,10 @@ _HOMES = {
     "StateNotSerializableError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
+    "allowlist_of": "lghard.state",
     "assert_checkpointable": "lghard.state",
+    "check_graph": "lghard.state",
+    "check_schema": "lghard.state",
     "check_value": "lghard.state",
     "checked": "lghard.state",
     "close_shared_pools": "lghard.postgres",

@@ -1,4 +1,4 @@
-"""What a command is pointed at: `module:graph`, `./file.py:graph`, the graphs of a langgraph.json."""
+"""What a command is given: `module:graph`, `./file.py:graph`, the graphs of a langgraph.json."""
 
 import asyncio
 import contextlib

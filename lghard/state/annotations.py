@@ -60,7 +60,7 @@ def fields_of(cls: type) -> dict[str, Any]:
 
 
 def _own_annotations(cls: type) -> Mapping[str, Any]:
-    own = cls.__dict__.get("__annotations__", {})
+    own = vars(cls).get("__annotations__", {})
     return own if isinstance(own, Mapping) else {}
 
 
@@ -82,7 +82,7 @@ def resolve(annotation: object, owner: object) -> Any:
         return typing_extensions.get_type_hints(holder, inner, names, include_extras=True)["it"]
     except NameError as error:
         return Unresolved(error.name or str(annotation), str(error))
-    except Exception as error:  # noqa: BLE001 - an annotation may hold any expression
+    except Exception as error:
         return Unresolved(str(annotation), f"{type(error).__name__}: {error}")
 
 
@@ -144,7 +144,7 @@ def open_alias(annotation: Any) -> Any:
         value = alias.__value__
     except NameError as error:
         return Unresolved(error.name or str(annotation), str(error))
-    except Exception as error:  # noqa: BLE001 - the value is any expression
+    except Exception as error:
         return Unresolved(str(annotation), f"{type(error).__name__}: {error}")
     filled = dict(zip(alias.__type_params__, get_args(annotation), strict=False))
     module = sys.modules.get(alias.__module__ or "")
@@ -187,7 +187,7 @@ def show(annotation: Any) -> str:
         return type_name(annotation)
     try:
         return str(annotation).replace("typing.", "").replace("typing_extensions.", "")
-    except Exception:  # noqa: BLE001 - any object may be an annotation, with any __repr__
+    except Exception:
         return type(annotation).__name__
 
 

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from lghard.state.report import Report, Severity
 from lghard.state.rules import RULES
@@ -26,7 +26,7 @@ class CheckSettings:
     ignore: tuple[str, ...] = ()
     severity: Mapping[str, Severity] = field(default_factory=dict)
     fail_on: Severity = Severity.WARNING
-    profile: str | None = None
+    profile: Literal["json"] | None = None
 
     @classmethod
     def load(cls, start: Path | None = None) -> Self:

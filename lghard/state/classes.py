@@ -130,7 +130,9 @@ def _source_of(function: Any) -> _Tree | None:
     return first if isinstance(first, ast.FunctionDef | ast.AsyncFunctionDef) else None
 
 
-def _of_statement(node: ast.AST, self: str, fields: frozenset[str]) -> Doubt:
+def _of_statement(  # noqa: PLR0911 - a case for each kind of statement
+    node: ast.AST, self: str, fields: frozenset[str]
+) -> Doubt:
     match node:
         case ast.AugAssign(target=target, op=op):
             name = _attribute(target, self)

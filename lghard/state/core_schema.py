@@ -206,6 +206,9 @@ class _Reader:
             view.kinds |= _path_check(core)
         if core.get("now_op") == "future":
             view.kinds.add("future")
+        if kind in ("dataclass-field", "typed-dict-field"):
+            view.kinds |= {"alias"} if _has_alias(core) else set()
+            view.kinds |= {"excluded"} if core.get("serialization_exclude") else set()
         if kind == "is-instance" and isinstance(core.get("cls"), type):
             view.instances.append(core["cls"])
         for inner in self._inner(core):
@@ -227,6 +230,11 @@ class _Reader:
         for entry in fields.values() if isinstance(fields, Mapping) else fields:
             if isinstance(entry, Mapping):
                 yield entry
+
+
+def _has_alias(core: Core) -> bool:
+    """A field of a dataclass or TypedDict inside a model that is read by an alias."""
+    return core.get("validation_alias") is not None
 
 
 def _has_default(core: Core) -> bool:

@@ -21,6 +21,7 @@ from lghard.state.annotations import (
     strip,
 )
 
+_LIMIT = 1000
 Tree = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -37,7 +38,7 @@ def _bare(function: Any) -> Any:
     function = inspect.unwrap(function)
     while hasattr(function, "func") and not inspect.isfunction(function):
         function = function.func
-    if not inspect.isroutine(function) and hasattr(type(function), "__call__"):
+    if not inspect.isroutine(function) and callable(function):
         return type(function).__call__
     return getattr(function, "__func__", function)
 
@@ -56,9 +57,7 @@ def no_update(function: Any) -> Iterator[Any]:
 def is_awaitable(annotation: Any) -> bool:
     """A coroutine, by its annotation."""
     origin = get_origin(annotation) or annotation
-    return isinstance(origin, type) and (
-        issubclass(origin, typing.Awaitable)  # type: ignore[arg-type]
-    )
+    return isinstance(origin, type) and (issubclass(origin, typing.Awaitable))
 
 
 def _members(annotation: Any) -> Iterator[Any]:
@@ -69,14 +68,14 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _updates(annotation: Any) -> bool:
-    """Whether LangGraph takes it: a dict, a Command, None, a class with fields, or a list of such."""
+    """Whether LangGraph takes it: a dict, a Command, None, a class with fields, a list of such."""
     origin = get_origin(annotation) or annotation
     if not isinstance(origin, type) or origin in (Any, object, type(None)):
         return True
     if origin in (list, tuple):
         return any(_may_command(strip(arg)) for arg in get_args(annotation) or (Any,))
     known = (dict, Command, Runnable, typing.Mapping)
-    if issubclass(origin, known):  # type: ignore[arg-type]
+    if issubclass(origin, known):
         return True
     scalar = origin.__module__ in ("builtins", "datetime", "decimal", "uuid", "pathlib")
     return not scalar and (is_awaitable(annotation) or _has_fields(origin))
@@ -210,7 +209,7 @@ def reachable(function: Any) -> Iterator[object]:
     """What a function and the functions of its module that it calls name: tasks, graphs."""
     seen: set[int] = set()
     waiting = [function]
-    while waiting and len(seen) < 1000:
+    while waiting and len(seen) < _LIMIT:
         each = waiting.pop()
         for found in _names_in(each):
             if id(found) in seen:

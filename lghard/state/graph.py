@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args, get_origin
 
@@ -28,7 +29,6 @@ from lghard.state.annotations import (
     arguments_of,
     fields_of,
     fill,
-    open_alias,
     resolve,
     return_of,
     show,
@@ -235,7 +235,7 @@ class _Check:
         """As a state, each field a channel; and as a value, where it is a class."""
         try:
             channels = _channels_of(schema)
-        except Exception as error:  # noqa: BLE001 - a schema may be anything; we say so
+        except Exception as error:
             what = f"{show(schema)} (which lghard cannot take apart: {type(error).__name__})"
             found = Found("LGS316", (("annotation", what),), severity=Severity.WARNING)
             self.say("$", found)
@@ -323,12 +323,23 @@ class _Check:
             if not isinstance(channel, UntrackedValue):
                 path = f"{prefix}$" if name == "__root__" else f"{prefix}$.{name}"
                 own = owners.get(name)
-                hint = _hint_of(channel, own, name)
+                hint = _hint_of(channel)
                 self._channel(path, hint, own and Site(own, name), healed=healed)
         self._input(builder, prefix)
         for name, spec in builder.nodes.items():
-            self._node(builder, name, spec, prefix)
-        self._sends(builder, prefix)
+            with self._surviving(f"{prefix}{name}()"):
+                self._node(builder, name, spec, prefix)
+        with self._surviving(f"{prefix}{_TASKS}"):
+            self._sends(builder, prefix)
+
+    @contextmanager
+    def _surviving(self, path: str) -> Iterator[None]:
+        """A function may be any object, and its source any text; what cannot be judged is told."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - we say so
+            what = f"what stands here (lghard cannot judge it: {type(error).__name__})"
+            self.say(path, Found("LGS316", (("annotation", what),), severity=Severity.WARNING))
 
     def _input(self, builder: StateGraph[Any, Any, Any, Any], prefix: str) -> None:
         """The whole input is stored in `__start__`, with what is no channel or not tracked."""
@@ -354,7 +365,7 @@ class _Check:
 
     def _nested(self, path: str, schema: Any, name: str, channel: Any) -> None:
         """What is stored otherwise inside the input than as a channel's own value."""
-        hint = _hint_of(channel, schema, name)
+        hint = _hint_of(channel)
         own = {
             (f.rule, f.steps) for f in self._judge(hint, Place(inline=True, shape=show(hint)), None)
         }
@@ -393,7 +404,7 @@ class _Check:
         for key, channel in builder.schemas.get(spec.input_schema, {}).items():
             if not isinstance(channel, BaseChannel):
                 continue
-            found = pickling.judge(_hint_of(channel, spec.input_schema, key), Place())
+            found = pickling.judge(_hint_of(channel), Place())
             for each in found:
                 fields = dict(each.fields)
                 if each.rule in ("LGS101", "LGS102") and fields.get("no_pickle"):
@@ -433,7 +444,8 @@ class _Check:
                 site = None if function is None else Site(function)
                 self._channel(f"{prefix}{name}", hint, site)
         if function is not None:
-            self._tasks(function, prefix)
+            with self._surviving(f"{prefix}{_PREVIOUS}"):
+                self._tasks(function, prefix)
 
     def _tasks(self, function: Any, prefix: str) -> None:
         """What a task returns is stored, so that it does not run again."""
@@ -494,12 +506,13 @@ def _channels_of(schema: Any) -> Mapping[str, tuple[Any, Site]] | None:
         return None
     if cls.__module__.startswith("langchain_core.") and not typing_extensions.is_typeddict(cls):
         return None
+    model: Any = cls
     if typing_extensions.is_typeddict(cls):
         given = arguments_of(bare)
         own = vars(cls).get("__annotations__", {})
         hints = {name: fill(resolve(hint, cls), given) for name, hint in own.items()}
-    elif core_schema.is_model(cls) and not cls.__pydantic_root_model__:
-        hints = {n: _model_hint(f) for n, f in cls.model_fields.items()}
+    elif core_schema.is_model(cls) and not model.__pydantic_root_model__:
+        hints = {n: f.annotation for n, f in model.model_fields.items()}
     elif dataclasses.is_dataclass(cls):
         given = arguments_of(bare)
         fields = {f.name for f in dataclasses.fields(cls)}
@@ -508,10 +521,6 @@ def _channels_of(schema: Any) -> Mapping[str, tuple[Any, Site]] | None:
         hints = {}
     hints = {name: hint for name, hint in hints.items() if not _is_not_stored(hint)}
     return {name: (hint, Site(_writer(cls, name), name)) for name, hint in hints.items()} or None
-
-
-def _model_hint(field: Any) -> Any:
-    return field.annotation
 
 
 def _writer(cls: type, name: str) -> type:
@@ -551,7 +560,7 @@ def _owners(builder: StateGraph[Any, Any, Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _hint_of(channel: Any, owner: Any, name: str) -> Any:
+def _hint_of(channel: Any) -> Any:
     """What a channel holds; BinaryOperatorAggregate has the annotation with its reducer."""
     return channel.ValueType if not hasattr(channel, "typ") else channel.typ
 

@@ -38,7 +38,7 @@ class Serialization:
 
 
 def serialization_of(checkpointer: object = None, serde: object = None) -> Serialization:
-    """How a checkpointer writes and reads; without one, as a Postgres checkpointer would by default.
+    """How a checkpointer writes and reads; without one, as Postgres checkpointers do by default.
 
     Args:
         checkpointer: of the graph; None, True and False are no object to look at.

@@ -55,7 +55,7 @@ def _file_of(owner: Any) -> str | None:
 
 @lru_cache(maxsize=256)
 def _read(file: str) -> tuple[dict[int, frozenset[str]], dict[Key, Lines]]:
-    """What is to be ignored on which line; and, if there is anything, what stands on which lines."""
+    """What is to be ignored on which line; if there is anything, also what stands where."""
     source = "".join(linecache.getlines(file))
     if not _IGNORE.search(source):
         return {}, {}

@@ -6,7 +6,7 @@ A type is judged by looking at it. No user code runs beyond what its import has 
 import collections
 import collections.abc
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import inspect
@@ -23,9 +23,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import typing_extensions
-from pydantic import SecretBytes, SecretStr
+from pydantic import BaseModel, SecretBytes, SecretStr
 
-from lghard.state import classes, core_schema as models
+from lghard.state import classes
+from lghard.state import core_schema as models
 from lghard.state.annotations import (
     ALIASES,
     LITERALS,
@@ -43,7 +44,7 @@ from lghard.state.annotations import (
     type_name,
 )
 from lghard.state.report import Finding, Severity
-from lghard.state.rules import RULES, finding
+from lghard.state.rules import finding
 from lghard.state.serializers import SAFE, Name, Serialization
 from lghard.state.source import Site
 
@@ -113,31 +114,42 @@ class Place:
 # What comes back as it was, whatever is around it.
 _SAFE_CLASSES = frozenset(
     {bool, int, float, str, bytes, type(None), uuid.UUID, decimal.Decimal}
-    | {datetime.date, datetime.time, datetime.timedelta, datetime.timezone, zoneinfo.ZoneInfo}
+    | {dt.date, dt.time, dt.timedelta, dt.timezone, zoneinfo.ZoneInfo}
     | {pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath, re.Pattern}
     | {ipaddress.IPv4Address, ipaddress.IPv4Interface, ipaddress.IPv4Network}
     | {ipaddress.IPv6Address, ipaddress.IPv6Interface, ipaddress.IPv6Network}
 )
 _JSON_CLASSES = frozenset({bool, int, float, str, type(None), list, dict})
 # By-name classes of Python whose subclasses are rebuilt by calling the subclass.
-_REBUILT = (
-    (pathlib.PurePath, uuid.UUID, decimal.Decimal, set, frozenset, collections.deque)
-    + (ipaddress.IPv4Address, ipaddress.IPv4Network, ipaddress.IPv6Address, ipaddress.IPv6Network)
-    + (datetime.date, datetime.timedelta, datetime.time, datetime.timezone, zoneinfo.ZoneInfo)
+_ADDRESSES = (
+    ipaddress.IPv4Address,
+    ipaddress.IPv4Network,
+    ipaddress.IPv6Address,
+    ipaddress.IPv6Network,
 )
+_TIMES = (dt.date, dt.timedelta, dt.time, dt.timezone, zoneinfo.ZoneInfo)
+_SETS = (set, frozenset, collections.deque)
+_REBUILT = (pathlib.PurePath, uuid.UUID, decimal.Decimal, *_SETS, *_ADDRESSES, *_TIMES)
 _SEQUENCES = (
-    (collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Collection)
-    + (collections.abc.Set, collections.abc.MutableSet, collections.abc.Iterable)
-    + (collections.abc.Container, collections.abc.Reversible)
+    collections.abc.Sequence,
+    collections.abc.MutableSequence,
+    collections.abc.Collection,
+    collections.abc.Set,
+    collections.abc.MutableSet,
+    collections.abc.Iterable,
+    collections.abc.Container,
+    collections.abc.Reversible,
 )
 _MAPPINGS = (collections.abc.Mapping, collections.abc.MutableMapping)
 _DICTS = (collections.defaultdict, collections.OrderedDict, collections.Counter)
-_NOTHING_KNOWN = (object, collections.abc.Hashable, collections.abc.Sized, enum.Enum, enum.Flag) + (
-    enum.IntEnum,
-    enum.IntFlag,
-    enum.StrEnum,
+_ENUMS = (enum.Enum, enum.Flag, enum.IntEnum, enum.IntFlag, enum.StrEnum)
+_NOTHING_KNOWN = (
+    object,
+    collections.abc.Hashable,
+    collections.abc.Sized,
     typing.Protocol,
     typing.Generic,
+    *_ENUMS,
 )
 _LISTLIKE = (list, tuple, set, frozenset, collections.deque, *_SEQUENCES)
 _DUCKS = ("model_dump", "get_secret_value", "dict", "_asdict")
@@ -146,8 +158,9 @@ _NO_PICKLE = frozenset(
 )
 _RAISING = frozenset({"LGS101", "LGS102", "LGS104", "LGS106", "LGS107", "LGS109", "LGS110"})
 _KEYS = frozenset({str, int, float, bool, bytes, type(None)})
-_BECOME_STR = (uuid.UUID, datetime.date, datetime.time)
+_BECOME_STR = (uuid.UUID, dt.date, dt.time)
 _LIMIT = 60
+_MANY = 1000
 
 
 def _found(rule: str, severity: Severity | None = None, /, **fields: object) -> Found:
@@ -190,7 +203,7 @@ class TypeWalk:
     def _guarded(self, annotation: Any, place: Place) -> list[Found]:
         try:
             found = list(self._any(annotation, place))
-        except Exception as error:  # noqa: BLE001 - it is anything that a user wrote; we say so
+        except Exception as error:
             what = f"{_shown(annotation)} (which lghard cannot judge: {type(error).__name__})"
             return [_found("LGS316", Severity.WARNING, annotation=what)]
         return [self._as_pickled(f) for f in found] if self.serialization.pickles else found
@@ -204,7 +217,9 @@ class TypeWalk:
 
     # --- annotations ---
 
-    def _any(self, annotation: Any, place: Place) -> Iterable[Found]:
+    def _any(  # noqa: PLR0911 - a case for each kind
+        self, annotation: Any, place: Place
+    ) -> Iterable[Found]:
         origin = get_origin(annotation)
         if isinstance(annotation, Unresolved):
             return [_unresolved(annotation, "the schema")]
@@ -310,7 +325,9 @@ class TypeWalk:
 
     # --- generics ---
 
-    def _generic(self, annotation: Any, origin: Any, place: Place) -> Iterable[Found]:
+    def _generic(  # noqa: PLR0911 - a case for each kind
+        self, annotation: Any, origin: Any, place: Place
+    ) -> Iterable[Found]:
         args, below = get_args(annotation), place.inside()
         if origin is list:
             return _under("[*]", self._each(args, below))
@@ -336,7 +353,7 @@ class TypeWalk:
 
     def _tuple(self, args: tuple[Any, ...], place: Place) -> list[Found]:
         found = [] if place.healed else [_found("LGS301")]
-        if len(args) == 2 and args[1] is ...:
+        if args[1:] == (...,):
             return [*found, *_under("[*]", self.judge(args[0], place.inside()))]
         for i, arg in enumerate(args):
             found += _under(f"[{i}]", self.judge(arg, place.inside()))
@@ -393,7 +410,7 @@ class TypeWalk:
         if issubclass(key, enum.Enum):
             back = "its value"
             heals = place.healed and not place.union and not any(self._enum_values(key))
-        elif key in _BECOME_STR or issubclass(key, datetime.datetime):
+        elif key in _BECOME_STR or issubclass(key, dt.datetime):
             back = "str"
         elif issubclass(key, str | int):
             back = "str" if issubclass(key, str) else "int"
@@ -423,15 +440,20 @@ class TypeWalk:
             return plain
         if typing_extensions.is_typeddict(cls):
             return self._typed_dict(cls, annotation, place)
-        if cls.__module__.split(".")[0] in ("langchain_core", "langgraph"):
-            if (ours := self._upstream(cls, place)) is not None:
-                return ours
-        for judge in (self._native, self._pydantic_type, self._modelled, self._duck):
+        for judge in (
+            self._upstream,
+            self._native,
+            self._pydantic_type,
+            self._modelled,
+            self._duck,
+        ):
             if (found := judge(cls, annotation, place)) is not None:
                 return found
         return self._hooked(cls, annotation, place)
 
-    def _plain_class(self, cls: type, place: Place) -> list[Found] | None:
+    def _plain_class(  # noqa: PLR0911 - a case for each kind
+        self, cls: type, place: Place
+    ) -> list[Found] | None:
         """A container without its arguments, and what says nothing."""
         if cls in _NOTHING_KNOWN or getattr(cls, "_is_protocol", False):
             return [_found("LGS316", annotation=show(cls))]
@@ -446,9 +468,9 @@ class TypeWalk:
             return [_found("LGS304"), *note]
         if cls in _DICTS:
             return [*self._own_dict(cls, place), *note]
-        if cls is datetime.datetime:
+        if cls is dt.datetime:
             return [_found("LGS305", back="a fixed offset, unless it is UTC or naive")]
-        if cls is datetime.tzinfo:
+        if cls is dt.tzinfo:
             return note
         if cls in (bytearray, memoryview):
             whole = cls is bytearray and place.inline
@@ -485,8 +507,10 @@ class TypeWalk:
             return [_unresolved(hint, type_name(owner))]
         return self.judge(hint, place)
 
-    def _upstream(self, cls: type, place: Place) -> list[Found] | None:
+    def _upstream(self, cls: type, _: Any, place: Place) -> list[Found] | None:
         """Classes of LangChain and LangGraph: their own extras are judged by value."""
+        if cls.__module__.split(".")[0] not in ("langchain_core", "langgraph"):
+            return None
         if _is_message(cls) or (cls.__module__, cls.__name__) in SAFE:
             return self._message(cls, place)
         if _is_runnable(cls):
@@ -516,7 +540,7 @@ class TypeWalk:
         if issubclass(cls, SecretStr | SecretBytes) or cls.__name__.split("[")[0] == "Secret":
             return self._secret(cls, annotation, place)
         if cls.__name__ in ("AwareDatetime", "PastDatetime", "FutureDatetime"):
-            return self._plain_class(datetime.datetime, place) or []
+            return self._plain_class(dt.datetime, place) or []
         if cls.__name__ in ("NaiveDatetime", "PastDate", "FutureDate"):
             return []
         if models.is_model(cls):
@@ -533,7 +557,7 @@ class TypeWalk:
             found = [_found("LGS310", type=cls.__name__), *found]
         return [*found, *self._each(get_args(annotation), place.inside())]
 
-    def _modelled(self, cls: type, annotation: Any, place: Place) -> list[Found] | None:
+    def _modelled(self, cls: type, _: Any, place: Place) -> list[Found] | None:
         if models.is_model(cls):
             return self._model(cls, place)
         if _is_v1_model(cls):
@@ -547,22 +571,26 @@ class TypeWalk:
         """Classes that the encoder takes for something else because of a method's name."""
         if _is_namedtuple(cls):
             return self._namedtuple(cls, annotation, place)
-        if place.dumped:
+        if place.dumped and dataclasses.is_dataclass(cls):
             return None
         for name in _DUCKS:
             if classes.method(cls, name) is not None:
                 return [_found("LGS210", type=type_name(cls), attribute=f"{name}()")]
         return None
 
-    def _hooked(self, cls: type, annotation: Any, place: Place) -> Iterable[Found]:
-        if dataclasses.is_dataclass(cls):
-            return self._dataclass(cls, annotation, place)
-        if issubclass(cls, datetime.datetime):
+    def _hooked(  # noqa: PLR0911 - a case for each kind
+        self, cls: type, annotation: Any, place: Place
+    ) -> Iterable[Found]:
+        if issubclass(cls, dt.datetime):
             return [_found("LGS306", type=type_name(cls), back="str")]
+        if issubclass(cls, dt.timedelta) and _is_from(cls, "pandas"):
+            return [_found("LGS306", type=type_name(cls), back="another duration")]
         if _is_pure_path(cls):
             return [_found("LGS110", type=type_name(cls))]
-        if issubclass(cls, _REBUILT) and not _is_from(cls, "pandas"):
+        if issubclass(cls, _REBUILT):
             return self._rebuilt(cls, place)
+        if dataclasses.is_dataclass(cls):
+            return self._dataclass(cls, annotation, place)
         if _is_from(cls, "numpy"):
             return self._numpy(cls, annotation)
         if _is_from(cls, "pandas"):
@@ -580,7 +608,9 @@ class TypeWalk:
             return found
         return [*found, _found("LGS404", type=type_name(cls), code=code)]
 
-    def _numpy(self, cls: type, annotation: Any) -> list[Found]:
+    def _numpy(  # noqa: PLR0911 - a case for each kind
+        self, cls: type, annotation: Any
+    ) -> list[Found]:
         numpy = sys.modules["numpy"]
         if not issubclass(cls, numpy.ndarray):
             return [_found("LGS106", type=f"numpy.{cls.__name__}")]
@@ -632,20 +662,23 @@ class TypeWalk:
         return found + self._named(cls, "its value", place)
 
     def _enum_values(self, cls: type[enum.Enum]) -> list[Found]:
-        kinds = {type(member.value) for member in cls.__members__.values()}
+        kinds = {type(member._value_) for member in cls.__members__.values()}
+        if any("value" in vars(base) for base in cls.__mro__ if base.__module__ != "enum"):
+            return [_found("LGS404", type=type_name(cls), code="value")]
         if not kinds:
             return [_found("LGS316", annotation=f"{type_name(cls)}, which has no members,")]
         if any(issubclass(kind, tuple) for kind in kinds):
             return [_found("LGS222", type=type_name(cls))]
         if kinds - _SAFE_CLASSES - {frozenset, set}:
             return [_found("LGS404", type=type_name(cls), code="values that are objects")]
-        nan = any(m.value != m.value for m in cls.__members__.values())
+        nan = any(m._value_ != m._value_ for m in cls.__members__.values())
         return [_found("LGS222", type=type_name(cls))] if nan else []
 
     def _namedtuple(self, cls: type, annotation: Any, place: Place) -> list[Found]:
         named = [] if place.dumped else self._named(cls, "a dict", place)
-        if "__new__" in vars(cls) and not hasattr(vars(cls)["__new__"], "__wrapped__"):
-            named += self._namedtuple_code(cls)
+        for method in ("__new__", "_asdict"):
+            if _is_users(cls, method):
+                named.append(_found("LGS404", type=type_name(cls), code=method))
         inner = place.inside() if place.dumped else _raw(place, cls)
         hints, given = fields_of(cls), arguments_of(annotation)
         for name in cls._fields:  # type: ignore[attr-defined]
@@ -654,17 +687,12 @@ class TypeWalk:
             named += [f.under(f".{name}", Site(cls, name)) for f in found]
         return named
 
-    def _namedtuple_code(self, cls: type) -> list[Found]:
-        new = vars(cls)["__new__"]
-        code = getattr(getattr(new, "__func__", new), "__code__", None)
-        if code is None or code.co_filename.startswith("<"):
-            return []
-        return [_found("LGS404", type=type_name(cls), code="__new__")]
-
     # --- dataclasses ---
 
     def _dataclass(self, cls: type, annotation: Any, place: Place) -> list[Found]:
         found = [] if place.dumped else self._named(cls, "a dict", place)
+        if place.dumped:
+            found += self._subclassed(cls)
         if place.dumped and not place.healed:
             found.append(_found("LGS216", type=place.outer, why=f"{type_name(cls)} came as a dict"))
         if not place.dumped and (sent := _taken_for_send(cls)):
@@ -697,7 +725,7 @@ class TypeWalk:
             return
         yield from self._init_vars(cls, place)
         yield from self._undeclared(cls)
-        yield from self._own_code(cls, place)
+        yield from self._own_code(cls)
 
     def _refused(self, cls: type) -> str | None:
         fields = [field.name for field in dataclasses.fields(cls)]
@@ -705,7 +733,7 @@ class TypeWalk:
 
     def _init_vars(self, cls: type, place: Place) -> Iterator[Found]:
         pseudo = cls.__dataclass_fields__.values()  # type: ignore[attr-defined]
-        init_vars = [f.name for f in pseudo if f._field_type is dataclasses._FIELD_INITVAR]
+        init_vars = [f.name for f in pseudo if f._field_type.name == "_FIELD_INITVAR"]
         post_init = classes.method(cls, "__post_init__")
         if init_vars and classes.constructor_doubt(post_init, frozenset(fields_of(cls))) != "no":
             what = f"what it makes of {', '.join(init_vars)}, which is not stored"
@@ -724,19 +752,23 @@ class TypeWalk:
             if name not in fields:
                 yield _found("LGS203", model=type_name(cls), attribute=name)
 
-    def _own_code(self, cls: type, place: Place) -> Iterator[Found]:
+    def _own_code(self, cls: type) -> Iterator[Found]:
         name = type_name(cls)
         init = classes.method(cls, "__init__")
         code = getattr(getattr(inspect.unwrap(init), "__code__", None), "co_filename", "<")
         if not code.startswith("<") and "pydantic" not in code:
             yield _found("LGS404", type=name, code="__init__")
-        if "__new__" in vars(cls):
-            yield _found("LGS404", type=name, code="__new__")
-        if not cls.__dataclass_params__.eq and cls.__eq__ is object.__eq__:  # type: ignore[attr-defined]
+        for method in ("__new__", "__setattr__", "__getattribute__", "__getattr__"):
+            if _is_users(cls, method):
+                yield _found("LGS404", type=name, code=method)
+        for field in dataclasses.fields(cls):
+            if isinstance(inspect.getattr_static(cls, field.name, None), property):
+                yield _found("LGS404", type=name, code=f"the property {field.name}")
+        if classes.method(cls, "__eq__") is vars(object)["__eq__"]:
             yield _found("LGS404", type=name, code="no __eq__")
-        yield from self._post_init(cls, "__post_init__", place)
+        yield from self._post_init(cls, "__post_init__")
 
-    def _post_init(self, cls: type, method: str, place: Place) -> Iterator[Found]:
+    def _post_init(self, cls: type, method: str) -> Iterator[Found]:
         function = classes.method(cls, method)
         if function is None:
             return
@@ -761,7 +793,7 @@ class TypeWalk:
         found = [self._generated(f, cls) for f in found]
         view = models.view_of(cls)
         if view is None:
-            return [*found, *self._incomplete(cls, place)]
+            return [*found, *self._incomplete(cls)]
         if place.dumped:
             found += self._subclassed(cls)
         elif cls.__pydantic_root_model__ and not place.healed:
@@ -780,7 +812,7 @@ class TypeWalk:
         fields = (("type", type_name(cls)), ("back", "a dict"))
         return replace(found, rule="LGS223", fields=fields)
 
-    def _incomplete(self, cls: Any, place: Place) -> Iterator[Found]:
+    def _incomplete(self, cls: Any) -> Iterator[Found]:
         unresolved = [h for h in fields_of(cls).values() if isinstance(h, Unresolved)]
         for hint in unresolved:
             yield _unresolved(hint, type_name(cls))
@@ -813,12 +845,16 @@ class TypeWalk:
             function = classes.method(cls, method)
             if not models.is_own(function):
                 yield _found("LGS205", model=type_name(cls), field=f"itself ({method})")
+        for method in ("__new__", "__setattr__", "__getattr__", "__getattribute__"):
+            function = classes.method(cls, method)
+            if _is_users(cls, method) and not models.is_own(function):
+                yield _found("LGS404", type=type_name(cls), code=method)
         function = classes.method(cls, "model_post_init")
         wrapped = getattr(function, "__name__", "") == "wrapped_model_post_init"
         if wrapped:
             yield _found("LGS404", type=type_name(cls), code="model_post_init")
         elif not models.is_own(function):
-            yield from self._post_init(cls, "model_post_init", Place())
+            yield from self._post_init(cls, "model_post_init")
 
     def _attributes(self, cls: Any) -> Iterator[Found]:
         """Private attributes are not dumped; what a model caches is not part of it."""
@@ -885,7 +921,7 @@ class TypeWalk:
         return found
 
     def _strictly(self, found: list[Found], cls: Any, name: str) -> list[Found]:
-        """A strict field takes nothing in place of what it wants: the whole model is unvalidated."""
+        """A strict field takes nothing in place of what it wants: the model is unvalidated."""
         mended = {"LGS216", "LGS217", "LGS218", "LGS301", "LGS302"}
         if not any(each.rule in mended for each in found):
             return found
@@ -944,6 +980,18 @@ def _without_codec(cls: type, annotation: Any, place: Place) -> Found:
         )
         return _no_encoder(annotation, place, no_pickle=known)
     return _found("LGS109", type=name)
+
+
+def _is_users(cls: type, method: str) -> bool:
+    """Whether a method was written by somebody, and not made by dataclasses or namedtuple."""
+    for base in cls.__mro__:
+        if method in vars(base):
+            found = vars(base)[method]
+            code: Any = getattr(getattr(found, "__func__", found), "__code__", None)
+            if code is None or base.__module__.split(".")[0] in sys.stdlib_module_names:
+                return False
+            return not code.co_filename.startswith("<") and code.co_filename != collections.__file__
+    return False
 
 
 def _members(annotation: Any) -> Iterator[Any]:
@@ -1010,11 +1058,11 @@ def _is_parametrized(cls: Any) -> bool:
 
 def _subclasses(cls: type) -> list[type]:
     """All that are loaded; a class that is only a frame for others has too many to say anything."""
-    if cls in (object, dict, list, set, frozenset, str, int, tuple, enum.Enum, models.BaseModel):
+    if cls in (object, dict, list, set, frozenset, str, int, tuple, enum.Enum, BaseModel):
         return []
     found: dict[type, None] = {}
-    waiting = list(type.__subclasses__(cls))
-    while waiting and len(found) < 1000:
+    waiting: list[type] = list(type.__subclasses__(cls))
+    while waiting and len(found) < _MANY:
         each = waiting.pop()
         if each not in found:
             found[each] = None
@@ -1056,10 +1104,16 @@ def _owner(cls: Any, name: str) -> Any:
     return cls
 
 
-def _refuses(field: models.FieldView) -> str | None:
+def _refuses(  # noqa: PLR0911 - a case for each kind
+    field: models.FieldView,
+) -> str | None:
     """Why pydantic does not take back what it has written."""
     if "json" in field.kinds:
         return "Json wants text, and is given what was parsed"
+    if "alias" in field.kinds:
+        return "something in it is read by its alias, and written by its name"
+    if "excluded" in field.kinds:
+        return "something in it is excluded"
     if "exists" in field.kinds:
         return "the path must exist, or not, where it is read"
     if "future" in field.kinds:
@@ -1088,7 +1142,9 @@ class _Shape:
     open: bool = False
 
 
-def _shape_of(annotation: Any) -> _Shape | None:
+def _shape_of(
+    annotation: Any,
+) -> _Shape | None:
     cls = get_origin(annotation) or annotation
     if cls is dict or cls in _MAPPINGS or cls in _DICTS:
         return _Shape(frozenset(), frozenset(), (), open=True)

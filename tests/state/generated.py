@@ -16,7 +16,8 @@ from typing_extensions import NotRequired, TypedDict
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
-from tests.state.kinds import Case, Color, Frozen, Leaf, Level, Name, Node, Pair, Big, Small, SmallKid
+from tests.state.kinds import Big, Case, Color, Frozen, Leaf, Level, Name, Node, Pair
+from tests.state.kinds import Small, SmallKid
 
 T = TypeVar("T")
 UUID1 = uuid.UUID(int=1)
@@ -145,7 +146,8 @@ KINDS = {
     "typeddict": "class {name}(TypedDict):\n    a: {a}\n    b: NotRequired[{b}]\n",
     "model": "class {name}(BaseModel):\n    a: {a}\n    b: {b}\n",
     "strict": (
-        "class {name}(BaseModel):\n    model_config = ConfigDict(strict=True)\n    a: {a}\n    b: {b}\n"
+        "class {name}(BaseModel):\n    model_config = ConfigDict(strict=True)\n"
+        "    a: {a}\n    b: {b}\n"
     ),
     "validated": "@pydantic.dataclasses.dataclass\nclass {name}:\n    a: {a}\n    b: {b}\n",
     "generic": "@dataclass\nclass {name}(Generic[T]):\n    a: {a}\n    b: T\n",

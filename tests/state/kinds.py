@@ -6,7 +6,7 @@ This module is imported by whoever writes, and by whoever reads in another proce
 import array
 import collections
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import fractions
@@ -34,7 +34,6 @@ import typing_extensions as te
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -57,7 +56,7 @@ class Color(enum.Enum):
     BLUE = "blue"
 
 
-class Name(str, enum.Enum):
+class Name(str, enum.Enum):  # noqa: UP042 - what many people have
     ANN = "ann"
 
 
@@ -106,11 +105,11 @@ class Own(set):
     pass
 
 
-class Instant(datetime.datetime):
+class Instant(dt.datetime):
     pass
 
 
-class Day(datetime.date):
+class Day(dt.date):
     pass
 
 
@@ -127,7 +126,7 @@ class Frozen:
 @dataclass(slots=True, kw_only=True)
 class Slotted:
     x: int
-    when: datetime.date | None = None
+    when: dt.date | None = None
 
 
 @dataclass
@@ -213,7 +212,12 @@ class OwnInit:
         self.x = start
 
 
-class Undecorated(Leaf):
+@dataclass
+class Stem:
+    x: int = 1
+
+
+class Undecorated(Stem):
     extra: int = 0
 
 
@@ -284,7 +288,7 @@ class Model(BaseModel):
     leaf: Leaf | None = None
     pair: tuple[int, int] = (1, 2)
     colors: dict[Color, int] = {}
-    when: datetime.date | None = None
+    when: dt.date | None = None
 
 
 class Small(BaseModel):
@@ -310,7 +314,7 @@ class HoldsLeafs(BaseModel):
 
 
 class Zoo(BaseModel):
-    pets: list[Annotated[Union["Cat", "Dog"], Field(discriminator="kind")]]  # noqa: UP007
+    pets: list[Annotated[Union["Cat", "Dog"], Field(discriminator="kind")]]
 
 
 class Cat(BaseModel):
@@ -468,7 +472,7 @@ GenAtTop = Gen[str]
 
 
 def gen_inside():
-    return Gen[datetime.date]
+    return Gen[dt.date]
 
 
 GenInside = gen_inside()
@@ -581,15 +585,15 @@ class LocalEnumOrText(BaseModel):
 
 
 class Outer:
-    class Inner(enum.Enum):
+    class Inner(enum.Enum):  # noqa: D106
         A = "a"
 
     @dataclass
-    class Leaf:  # there is another class of this name
+    class Leaf:  # noqa: D106 - there is another class of this name
         y: int = 1
 
     @dataclass
-    class Hidden:
+    class Hidden:  # noqa: D106
         y: int = 1
 
 
@@ -597,6 +601,95 @@ LocalEnumHolder.model_rebuild()
 LocalEnumOrText.model_rebuild()
 Zoo.model_rebuild()
 HoldsLeafs.model_rebuild()
+
+
+@dataclass
+class StemKid(Stem):
+    y: int = 2
+
+
+@dataclass
+class Lonely:
+    x: int = 1
+
+
+class HoldsStem(BaseModel):
+    it: Stem
+
+
+class HoldsLonely(BaseModel):
+    it: Lonely
+    many: dict[str, list[Lonely]] = {}
+
+
+@dataclass
+class AliasInside:
+    x: Annotated[int, Field(alias="X")] = 1
+
+
+class HoldsAliasInside(BaseModel):
+    it: AliasInside
+
+
+class HoldsDuck(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    it: "PlainDuck"
+
+
+class PlainDuck:
+    def dict(self):
+        return {"x": 1}
+
+
+HoldsDuck.model_rebuild()
+
+
+@dataclass
+class Propertied:
+    x: int
+
+    @property
+    def x(self):
+        return self._x * 2
+
+    @x.setter
+    def x(self, value):
+        self._x = value
+
+
+@dataclass
+class Watching:
+    x: int
+
+    def __setattr__(self, name, value):
+        object.__setattr__(self, name, value + 1)
+
+
+class Doubling(NamedTuple("Doubling", [("a", int)])):
+    def __new__(cls, a):
+        return super().__new__(cls, a * 2)
+
+
+class Loud(enum.Enum):
+    A = "a"
+
+    @property
+    def value(self):
+        return self._value_.upper()
+
+
+@dataclass
+class Set(set):
+    x: int = 1
+
+
+@dataclass(eq=False)
+class Identity:
+    x: int = 1
+
+
+class Tagged(BaseModel):
+    it: te.TypedDict("It", {"kind": Literal["it"]}) | te.TypedDict("Other", {"kind": Literal["o"]})
 
 
 @pydantic.dataclasses.dataclass
@@ -635,7 +728,7 @@ First = Shadowed
 
 
 @dataclass
-class Shadowed:  # noqa: F811
+class Shadowed:
     y: int = 1
 
 
@@ -671,7 +764,8 @@ def case(name, annotation, values, *rules):
 
 
 UUID1 = uuid.UUID(int=1)
-NOW = datetime.datetime(2026, 1, 2, 3, 4, 5)
+TODAY = dt.date(2026, 1, 2)
+NOW = dt.datetime(2026, 1, 2, 3, 4, 5)
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 
 # --- plain values, and what LangGraph encodes by itself
@@ -683,25 +777,25 @@ case("none", None, lambda: [None])
 case("bytes", bytes, lambda: [b"", b"a"])
 case("optional", Optional[int], lambda: [None, 1])  # noqa: UP045
 case("union", int | str | None, lambda: [None, 1, "a"])
-case("literal", Literal["a", 1, None, True, b"x"], lambda: ["a", 1, None, True, b"x"])
+case("literal", Literal["a", 1, True, b"x"] | None, lambda: ["a", 1, None, True, b"x"])
 case("literal enum", Literal[Color.RED], lambda: [Color.RED])
 case("newtype", UserId, lambda: ["a"])
 case("annotated", Annotated[list[int], "sum"], lambda: [[1]])
 case("never", te.Never, list)
 case("literal string", te.LiteralString, lambda: ["a"])
-case("date", datetime.date, lambda: [NOW.date()])
-case("time", datetime.time, lambda: [datetime.time(1), datetime.time(1, fold=1, tzinfo=BERLIN)])
-case("timedelta", datetime.timedelta, lambda: [datetime.timedelta(-1, 2, 3)])
-case("timezone", datetime.timezone, lambda: [datetime.UTC])
+case("date", dt.date, lambda: [NOW.date()])
+case("time", dt.time, lambda: [dt.time(1), dt.time(1, fold=1, tzinfo=BERLIN)])
+case("timedelta", dt.timedelta, lambda: [dt.timedelta(-1, 2, 3)])
+case("timezone", dt.timezone, lambda: [dt.UTC])
 case("zoneinfo", zoneinfo.ZoneInfo, lambda: [BERLIN])
-case("datetime", datetime.datetime, lambda: [NOW.replace(tzinfo=BERLIN)], "LGS305")
+case("datetime", dt.datetime, lambda: [NOW.replace(tzinfo=BERLIN)], "LGS305")
 case("uuid", uuid.UUID, lambda: [UUID1])
 case("decimal", decimal.Decimal, lambda: [decimal.Decimal("1.10")])
 case("path", pathlib.Path, lambda: [pathlib.Path("a/b"), pathlib.Path("/a")])
 case("pure path", pathlib.PurePosixPath, lambda: [pathlib.PurePosixPath("a")], "LGS110")
 case("ip", ipaddress.IPv4Address | ipaddress.IPv6Network,
      lambda: [ipaddress.IPv4Address(1), ipaddress.IPv6Network("::/8")])  # fmt: skip
-case("pattern", re.Pattern[str], lambda: [re.compile("a", re.I)])
+case("pattern", re.Pattern[str], lambda: [re.compile("a", re.IGNORECASE)])
 case("bare pattern", re.Pattern, lambda: [re.compile(b"a")])
 case("match", re.Match[str], lambda: [re.match("a", "a")], "LGS101")
 case("complex", complex, lambda: [1j], "LGS110")
@@ -743,15 +837,13 @@ case("literal keys", dict[Literal["a", "b"], int], lambda: [{"a": 1}])
 case("enum keys", dict[Color, int], lambda: [{Color.RED: 1}], "LGS302")
 case("int enum keys", dict[Level, int], lambda: [{Level.LOW: 1}], "LGS302")
 case("uuid keys", dict[uuid.UUID, int], lambda: [{UUID1: 1}], "LGS302")
-case("date keys", dict[datetime.date, int], lambda: [{NOW.date(): 1}], "LGS302")
-case("datetime keys", dict[datetime.datetime, int], lambda: [{NOW: 1}], "LGS302")
-case("time keys", dict[datetime.time, int], lambda: [{NOW.time(): 1}], "LGS302")
+case("date keys", dict[dt.date, int], lambda: [{NOW.date(): 1}], "LGS302")
+case("datetime keys", dict[dt.datetime, int], lambda: [{NOW: 1}], "LGS302")
+case("time keys", dict[dt.time, int], lambda: [{NOW.time(): 1}], "LGS302")
 case("str subclass keys", dict[Text, int], lambda: [{Text("a"): 1}], "LGS302")
 case("enum in tuple keys", dict[tuple[Color, int], int], lambda: [{(Color.RED, 1): 1}], "LGS302")
 case("decimal keys", dict[decimal.Decimal, int], lambda: [{decimal.Decimal(1): 1}], "LGS104")
-case(
-    "timedelta keys", dict[datetime.timedelta, int], lambda: [{datetime.timedelta(1): 1}], "LGS104"
-)
+case("timedelta keys", dict[dt.timedelta, int], lambda: [{dt.timedelta(1): 1}], "LGS104")
 case("frozen keys", dict[Frozen, int], lambda: [{Frozen(): 1}], "LGS104")
 case("path keys", dict[pathlib.Path, int], lambda: [{pathlib.Path("a"): 1}], "LGS104")
 case("namedtuple keys", dict[Pair, int], lambda: [{Pair(1): 1}], "LGS104")
@@ -815,7 +907,7 @@ case("inherited generic", IntBox, lambda: [IntBox(1)])
 case("inherited generic of tuple", PairBox, lambda: [PairBox((1, 2))], "LGS301")
 case("open generic", Box, lambda: [Box(1)], "LGS316")
 case("recursive", Node, lambda: [Node(1, [Node(2)])])
-case("unresolved", Missing, lambda: [], "LGS114")
+case("unresolved", Missing, list, "LGS114")
 case("init=False", Derived, lambda: [Derived(1)], "LGS214")
 case("InitVar", Seeded, lambda: [Seeded(1, 2)], "LGS215")
 case("required InitVar", NeedsSeed, lambda: [NeedsSeed(1, 2)], "LGS214")
@@ -850,7 +942,7 @@ case("free type variable", T, lambda: [1], "LGS316")
 
 # --- pydantic
 case("model", Model,
-     lambda: [Model(leaf=Leaf(2), pair=(3, 4), colors={Color.RED: 1}, when=NOW.date())])  # fmt: skip
+     lambda: [Model(leaf=Leaf(2), pair=(3, 4), colors={Color.RED: 1}, when=TODAY)])  # fmt: skip
 case("models", list[HoldsLeafs], lambda: [[HoldsLeafs(leafs=[Leaf(3)], inner=Big(x=5))]])
 case("subclass in a field", HoldsSmall, lambda: [HoldsSmall(it=SmallKid())], "LGS206")
 case("subclass in a channel", Small, lambda: [SmallKid(y=3)])
@@ -899,7 +991,7 @@ case("computed", Computed, lambda: [Computed()], "LGS205", "LGS316")
 case("collections in a model", Collections,
      lambda: [Collections(a={"a": [1]}, b={"b": 1}, c={"a": 2}, d={1}, e=Pair(1))])  # fmt: skip
 case("parsed", Parsed, lambda: [Parsed(it='[[1, "a"]]')], "LGS216")
-case("existing", Existing, lambda: [], "LGS216")
+case("existing", Existing, list, "LGS216")
 case("recursive model", Self_, lambda: [Self_(kids=[Self_()])])
 case("instances only", InstanceOf, lambda: [InstanceOf(it=Small())], "LGS206", "LGS216")
 case("nested enum in a model", LocalEnumHolder, lambda: [LocalEnumHolder(it=Outer.Inner.A)])
@@ -909,8 +1001,24 @@ case("pydantic dataclass with alias", ValidatedAlias, lambda: [ValidatedAlias(X=
 case(
     "derived in a model", HoldsDerived, lambda: [HoldsDerived(it=_with(Derived(1), y=9))], "LGS214"
 )
-case("secret", list[SecretStr], lambda: [], "LGS310")
-case("secrets", Secrets, lambda: [], "LGS310")
+case("secret", list[SecretStr], list, "LGS310")
+case("secrets", Secrets, list, "LGS310")
+
+case("dataclass subclass in a model", HoldsStem, lambda: [HoldsStem(it=StemKid())], "LGS206")
+case("dataclass in a model", HoldsLonely,
+     lambda: [HoldsLonely(it=Lonely(3), many={"a": [Lonely(4)]})])  # fmt: skip
+case("alias inside", HoldsAliasInside,
+     lambda: [HoldsAliasInside.model_validate({"it": {"X": 3}})], "LGS216")  # fmt: skip
+case("duck in a model", HoldsDuck, lambda: [HoldsDuck(it=PlainDuck())], "LGS210")
+case("property", list[Propertied], lambda: [[Propertied(1)]], "LGS404")
+case("own setattr", list[Watching], lambda: [[Watching(1)]], "LGS404")
+case("own new", list[Doubling], lambda: [[Doubling(1)]], "LGS404")
+case("own value", list[Loud], lambda: [[Loud.A]], "LGS404")
+case("dataclass of set", list[Set], lambda: [[Set()]], "LGS404")
+case("identity", list[Identity], lambda: [[Identity()]], "LGS404")
+case("tagged dicts", Tagged, lambda: [Tagged(it={"kind": "o"})])
+case("nested tuple keys", dict[tuple[tuple[int, int], str], int], lambda: [{((1, 2), "a"): 1}])
+case("timedelta64", pd.Timedelta, lambda: [pd.Timedelta(1, "D")], "LGS306")
 
 # --- messages, documents, arrays
 case("message", AIMessage, lambda: [AIMessage("a", tool_calls=[])])

@@ -97,4 +97,4 @@ if __name__ == "__main__":
     if role == "write":
         Path(file).write_bytes(pickle.dumps(write(module)))
     else:
-        print(json.dumps(read(module, pickle.loads(Path(file).read_bytes()))))
+        sys.stdout.write(json.dumps(read(module, pickle.loads(Path(file).read_bytes()))))

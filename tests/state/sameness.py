@@ -4,7 +4,7 @@ Written without a look at lghard's own comparison, so that neither hides a mista
 """
 
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 import types
 from collections import deque
@@ -47,7 +47,7 @@ def _builtin(value: Any) -> Any:
         return tuple(map(fingerprint, value)), getattr(value, "maxlen", None)
     if isinstance(value, set | frozenset):
         return frozenset(map(_frozen, value))
-    if isinstance(value, datetime.datetime | datetime.time):
+    if isinstance(value, dt.datetime | dt.time):
         return value.isoformat(), value.fold, type(value.tzinfo), str(value.tzinfo)
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes(), value.flags.writeable

@@ -1,11 +1,9 @@
 """Annotations that hide their types from LangGraph's own allowlist, and some that do not."""
 
-import collections
 import enum
-from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
 
 import typing_extensions as te
 from pydantic import BaseModel, SecretStr

@@ -5,7 +5,7 @@ import gc
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pytest
 from langgraph.channels.untracked_value import UntrackedValue
@@ -19,7 +19,6 @@ from langgraph.managed import RemainingSteps
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import CachePolicy, Command, Send
 from pydantic import BaseModel, SecretStr
-from typing_extensions import NotRequired
 
 from lghard.state.graph import check_graph
 from lghard.state.report import Severity

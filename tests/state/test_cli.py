@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -214,8 +215,6 @@ def test_settings_that_are_wrong(capsys, table, words):
 
 def test_terminal_gets_colors():
     """Through a pseudo-terminal there are colors; through a pipe there are none."""
-    import pty
-
     parent, child = pty.openpty()
     command = [sys.executable, "-W", "ignore", "-m", "lghard", "check", f"{GRAPHS}.nested:graph"]
     env = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path)}

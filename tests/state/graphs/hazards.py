@@ -16,7 +16,7 @@ from langgraph.types import CachePolicy, Send
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
-class Mood(str, enum.Enum):
+class Mood(str, enum.Enum):  # noqa: UP042
     GOOD = "good"
 
 
@@ -40,9 +40,7 @@ class Answer(BaseModel):
 @dataclass
 class Order:
     lines: list[tuple[str, int]] = field(default_factory=list)
-
-    class Line:
-        pass
+    paid: bool = False
 
 
 class Token:
