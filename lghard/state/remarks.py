@@ -74,7 +74,9 @@ def _is_mutable(value: object) -> bool:
 
 def _unset(path: Path, value: Any) -> Iterator[Finding]:
     kind = type(value)
-    if not inherits(kind, "pydantic.main", "BaseModel") or inherits(kind, "langchain_core", "Serializable"):
+    if not inherits(kind, "pydantic.main", "BaseModel") or inherits(
+        kind, "langchain_core", "Serializable"
+    ):
         return
     if {*kind.__pydantic_fields__} - value.__pydantic_fields_set__:
         yield finding("LGS309", str(path), model=spelled(kind))
