@@ -337,7 +337,7 @@ class _Check:
         """A function may be any object, and its source any text; what cannot be judged is told."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - we say so
+        except Exception as error:
             what = f"what stands here (lghard cannot judge it: {type(error).__name__})"
             self.say(path, Found("LGS316", (("annotation", what),), severity=Severity.WARNING))
 

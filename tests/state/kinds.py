@@ -716,7 +716,8 @@ def local_class():
 
 
 LOCAL = local_class()
-Made = dataclasses.make_dataclass("MadeByCall", [("x", int)], namespace={"__module__": "nowhere"})
+Made = dataclasses.make_dataclass("MadeByCall", [("x", int)])
+Made.__module__ = "nowhere"
 
 
 @dataclass
