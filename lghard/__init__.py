@@ -8,7 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lghard.errors import ForeignLoopError, LghardError, SchemaSetupError, ThreadDeletedError
+    from lghard.errors import (
+        ForeignLoopError,
+        LghardError,
+        SchemaSetupError,
+        StateNotSerializableError,
+        ThreadDeletedError,
+    )
     from lghard.postgres import (
         HardenedAsyncPostgresSaver,
         ManagedPool,
@@ -25,16 +31,22 @@ if TYPE_CHECKING:
     )
     from lghard.state import (
         CheckSettings,
+        CheckedSerializer,
         Finding,
         Report,
         Severity,
         allowlist_of,
+        assert_checkpointable,
         check_graph,
         check_schema,
+        check_value,
+        checked,
+        forbid_mutations,
     )
 
 __all__ = [
     "CheckSettings",
+    "CheckedSerializer",
     "Finding",
     "ForeignLoopError",
     "HardenedAsyncPostgresSaver",
@@ -46,12 +58,17 @@ __all__ = [
     "Report",
     "SchemaSetupError",
     "Severity",
+    "StateNotSerializableError",
     "StatementRefusedError",
     "ThreadDeletedError",
     "allowlist_of",
+    "assert_checkpointable",
     "check_graph",
     "check_schema",
+    "check_value",
+    "checked",
     "close_shared_pools",
+    "forbid_mutations",
     "open_checkpointer",
     "open_pool",
     "open_store",
@@ -61,6 +78,7 @@ __all__ = [
 
 _HOMES = {
     "CheckSettings": "lghard.state",
+    "CheckedSerializer": "lghard.state",
     "Finding": "lghard.state",
     "ForeignLoopError": "lghard.errors",
     "HardenedAsyncPostgresSaver": "lghard.postgres",
@@ -72,12 +90,17 @@ _HOMES = {
     "Report": "lghard.state",
     "SchemaSetupError": "lghard.errors",
     "Severity": "lghard.state",
+    "StateNotSerializableError": "lghard.errors",
     "StatementRefusedError": "lghard.postgres",
     "ThreadDeletedError": "lghard.errors",
     "allowlist_of": "lghard.state",
+    "assert_checkpointable": "lghard.state",
     "check_graph": "lghard.state",
     "check_schema": "lghard.state",
+    "check_value": "lghard.state",
+    "checked": "lghard.state",
     "close_shared_pools": "lghard.postgres",
+    "forbid_mutations": "lghard.state",
     "open_checkpointer": "lghard.postgres",
     "open_pool": "lghard.postgres",
     "open_store": "lghard.postgres",

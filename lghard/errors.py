@@ -31,6 +31,22 @@ class SchemaSetupError(LghardError):
     __module__ = "lghard"
 
 
+class StateNotSerializableError(LghardError, TypeError):
+    """A state, or a part of it, would not come back from a checkpoint as it went in.
+
+    The message is the report: each path, what would happen, and what to do.
+
+    Attributes:
+        report: the `Report` with what was found.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class ThreadDeletedError(LghardError):
     """A write came too late: its thread has been deleted, and the checkpointer has a fence.
 

@@ -418,7 +418,7 @@ _TABLE = (
         DATA_LOSS,
         "value",
         "Surrogate in a string",
-        "a surrogate at position {at} comes back as '?'",
+        "a surrogate at position {at} comes back as '?', or as another character",
         "text.encode('utf-8', 'replace').decode(), or keep the bytes",
     ),
     Rule(
