@@ -253,12 +253,17 @@ class _Check:
 
     def _whole(self, path: str, schema: Any, severity: Severity | None) -> None:
         """What happens to an object of the class, beside what happens to its fields as channels."""
-        known = {(f.rule, f.path) for f in self._found}
-        for found in self._walk.judge(schema, Place(shape=show(schema))):
+        known = {(f.rule, f.path): f for f in self._found}
+        for each in self._walk.judge(schema, Place(shape=show(schema))):
+            found = each if severity is None else replace(each, severity=severity)
             # It is the same, whether LangGraph names it or the class around it.
             rule = "LGS101" if found.rule == "LGS102" else found.rule
-            if (rule, path + "".join(found.steps)) not in known:
-                self.say(path, found if severity is None else replace(found, severity=severity))
+            before = known.get((rule, path + "".join(found.steps)))
+            if before is None:
+                self.say(path, found)
+            elif before.severity < _severity(found):
+                self._found.pop(before, None)
+                self.say(path, found)
 
     def _channel(self, path: str, hint: Any, site: Site | None, *, healed: bool = False) -> None:
         """The value of one channel; a pydantic state makes of it what it was, for the nodes."""
@@ -337,7 +342,7 @@ class _Check:
         """A function may be any object, and its source any text; what cannot be judged is told."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - we say so
+        except Exception as error:
             what = f"what stands here (lghard cannot judge it: {type(error).__name__})"
             self.say(path, Found("LGS316", (("annotation", what),), severity=Severity.WARNING))
 

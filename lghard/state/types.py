@@ -44,9 +44,10 @@ from lghard.state.annotations import (
     type_name,
 )
 from lghard.state.report import Finding, Severity
-from lghard.state.rules import finding
+from lghard.state.rules import RULES, finding
 from lghard.state.serializers import SAFE, Name, Serialization
 from lghard.state.source import Site
+from lghard.state.unions import confusions, typed_dict_fields
 
 Profile = Literal["json"]
 
@@ -317,11 +318,8 @@ class TypeWalk:
             yield _found("LGS301")
         if not place.dumped:
             return
-        shapes = [(m, s) for m in bare if (s := _shape_of(m)) is not None]
-        for i, (one, its) in enumerate(shapes):
-            for other, others in shapes[i + 1 :]:
-                if _may_be_taken(its, others) or _may_be_taken(others, its):
-                    yield _found("LGS206", subclass=show(one), base=show(other), mistaken=True)
+        for one, other in confusions(bare):
+            yield _found("LGS206", subclass=show(one), base=show(other), mistaken=True)
 
     # --- generics ---
 
@@ -383,8 +381,8 @@ class TypeWalk:
         if isinstance(bare, TypeVar) and bare.__bound__ is not None:
             bare = strip(bare.__bound__)
         members = list(_members(bare))
-        texts = any(m is str for m in map(strip, members)) and len(members) > 1
-        place = replace(place, healed=place.healed and not texts)
+        # A str that may be a key of two types is taken for the one, or the other.
+        place = replace(place, healed=place.healed and len(members) == 1)
         for member in map(strip, members):
             yield from self._one_key(member, place)
 
@@ -392,7 +390,8 @@ class TypeWalk:
         origin = get_origin(key)
         if origin in LITERALS:
             kinds = dict.fromkeys(type(v) for v in get_args(key))
-            return [f for kind in kinds for f in self._one_key(kind, place)]
+            raw = replace(place, healed=False)
+            return [f for kind in kinds for f in self._one_key(kind, raw)]
         if origin is tuple:
             inner = [a for a in get_args(key) if a is not ...]
             return [f for a in inner for f in self._key(a, place)]
@@ -496,7 +495,7 @@ class TypeWalk:
     def _typed_dict(self, cls: type, annotation: Any, place: Place) -> list[Found]:
         found = []
         given = arguments_of(annotation)
-        for name, hint in _typed_dict_fields(cls).items():
+        for name, hint in typed_dict_fields(cls).items():
             site = Site(cls, name)
             inner = self._field(fill(hint, given), cls, place.inside())
             found += [f.under(f".{name}", site) for f in inner]
@@ -645,6 +644,17 @@ class TypeWalk:
         rule = "LGS314" if self.serialization.strict else "LGS315"
         return [_found(rule, annotation=place.shape or show(cls), types=type_name(cls))]
 
+    def _kin(self, cls: type, place: Place) -> Iterator[Found]:
+        """A value may be of a subclass, which is stored as such; one that is lost is told."""
+        for each in _subclasses(cls)[:_LIMIT]:
+            if _is_enum(each) or _is_parametrized(each):
+                continue
+            found = self.judge(each, place)
+            if any((f.severity or RULES[f.rule].severity) >= Severity.WARNING for f in found):
+                what = f"{type_name(cls)}, whose subclass {type_name(each)} changes on its way,"
+                yield _found("LGS316", annotation=what)
+                return
+
     def _remember(self, cls: type) -> None:
         for each in (cls, *_subclasses(cls)):
             name = (str(each.__module__), each.__name__)
@@ -655,6 +665,10 @@ class TypeWalk:
         ducks = [n for n in _DUCKS if classes.method(cls, n) is not None]
         found = [_found("LGS210", type=type_name(cls), attribute=f"{n}()") for n in ducks[:1]]
         found += self._enum_values(cls)
+        if issubclass(cls, _REBUILT):  # the encoder asks for these first
+            found.append(_found("LGS222", type=type_name(cls)))
+        if place.inline and issubclass(cls, bytes):
+            found.append(_found("LGS303", type=type_name(cls), base="bytes"))
         mixed = issubclass(cls, str | int | float)
         if place.inline and mixed and self.serialization.postgres:
             base = next(b.__name__ for b in (str, int, float) if issubclass(cls, b))
@@ -701,6 +715,8 @@ class TypeWalk:
         found += [f.under("", Site(cls)) for f in self._rebuilding(cls, view, place)]
         if view is not None:
             found += self._pydantic_dataclass(cls, view, place)
+        if not place.dumped:
+            found += self._kin(cls, place)
         inner = _raw(place, cls) if view is None else replace(_raw(place, cls), healed=True)
         inner = replace(inner, dumped=True, healed=True) if place.dumped else inner
         return found + self._dataclass_fields(cls, annotation, inner)
@@ -796,7 +812,9 @@ class TypeWalk:
             return [*found, *self._incomplete(cls)]
         if place.dumped:
             found += self._subclassed(cls)
-        elif cls.__pydantic_root_model__ and not place.healed:
+        else:
+            found += self._kin(cls, place)
+        if cls.__pydantic_root_model__ and not place.healed and not place.dumped:
             found.append(_found("LGS223", type=name, back="its root"))
         whole = [*self._model_code(cls, view), *self._attributes(cls)]
         found += [replace(f, sites=(Site(cls), *f.sites)) for f in whole]
@@ -820,7 +838,7 @@ class TypeWalk:
             yield _found("LGS404", type=type_name(cls), code="model_rebuild")
 
     def _subclassed(self, cls: Any) -> Iterator[Found]:
-        below = [c for c in _subclasses(cls) if not _is_parametrized(c)]
+        below = [c for c in _subclasses(cls) if not _is_parametrized(c) and not _is_enum(c)]
         if below:
             yield _found("LGS206", subclass=type_name(below[0]), base=type_name(cls))
 
@@ -1052,6 +1070,10 @@ def _is_message(cls: type) -> bool:
     return base is not None and issubclass(cls, base.BaseMessage)
 
 
+def _is_enum(cls: type) -> bool:
+    return issubclass(cls, enum.Enum)
+
+
 def _is_parametrized(cls: Any) -> bool:
     return getattr(cls, "__pydantic_generic_metadata__", {}).get("origin") is not None
 
@@ -1068,13 +1090,6 @@ def _subclasses(cls: type) -> list[type]:
             found[each] = None
             waiting += type.__subclasses__(each)
     return [each for each in found if each is not cls]
-
-
-def _typed_dict_fields(cls: type) -> dict[str, Any]:
-    """A TypedDict has its bases' annotations in its own."""
-    filled = arguments_of(cls)
-    own = vars(cls).get("__annotations__", {})
-    return {name: fill(resolve(hint, cls), filled) for name, hint in own.items()}
 
 
 def _scalar_of(annotation: Any) -> type | None:
@@ -1130,60 +1145,3 @@ def _has_enum_default(cls: Any, name: str) -> bool:
         and isinstance(field.default, enum.Enum)
         and not (field.validate_default or cls.model_config.get("validate_default"))
     )
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a dict that a class was dumped to looks like."""
-
-    names: frozenset[str]
-    required: frozenset[str]
-    tags: tuple[tuple[str, frozenset[object]], ...]
-    open: bool = False
-
-
-def _shape_of(
-    annotation: Any,
-) -> _Shape | None:
-    cls = get_origin(annotation) or annotation
-    if cls is dict or cls in _MAPPINGS or cls in _DICTS:
-        return _Shape(frozenset(), frozenset(), (), open=True)
-    if models.is_model(cls):
-        if cls.__pydantic_root_model__:
-            return _Shape(frozenset(), frozenset(), (), open=True)
-        fields = cls.model_fields
-        required = frozenset(n for n, f in fields.items() if f.is_required())
-        hints = {n: f.annotation for n, f in fields.items()}
-        return _Shape(
-            frozenset(fields), required, _tags(hints), cls.model_config.get("extra") == "allow"
-        )
-    if dataclasses.is_dataclass(cls) and isinstance(cls, type):
-        missing = dataclasses.MISSING
-        own = dataclasses.fields(cls)
-        required = frozenset(
-            f.name for f in own if f.default is missing and f.default_factory is missing
-        )
-        return _Shape(frozenset(f.name for f in own), required, _tags(fields_of(cls)))
-    if typing_extensions.is_typeddict(cls):
-        names = frozenset(_typed_dict_fields(cls))
-        return _Shape(names, frozenset(cls.__required_keys__), _tags(_typed_dict_fields(cls)))
-    return None
-
-
-def _tags(hints: dict[str, Any]) -> tuple[tuple[str, frozenset[object]], ...]:
-    found = []
-    for name, hint in hints.items():
-        bare = strip(hint)
-        if get_origin(bare) in LITERALS:
-            found.append((name, frozenset(get_args(bare))))
-    return tuple(found)
-
-
-def _may_be_taken(one: _Shape, other: _Shape) -> bool:
-    """Whether the dump of `one` might be read as `other`, as well as `one` reads it."""
-    tags = dict(other.tags)
-    if any(name in tags and not values & tags[name] for name, values in one.tags):
-        return False
-    if one.open:
-        return True
-    return other.required <= one.names and (other.open or one.names <= other.names)

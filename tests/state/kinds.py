@@ -77,6 +77,18 @@ class Nowhere(enum.Enum):
     NAN = float("nan")
 
 
+class Raws(bytes, enum.Enum):
+    A = b"a"
+
+
+class Birthday(dt.date, enum.Enum):
+    ANN = 2000, 1, 1
+
+
+class Digits(enum.Enum):
+    ONE = "1"
+
+
 class Text(str):
     pass
 
@@ -135,12 +147,17 @@ class Box(Generic[T]):
 
 
 @dataclass
-class IntBox(Box[int]):
+class Crate(Generic[T]):
+    it: T
+
+
+@dataclass
+class IntBox(Crate[int]):
     pass
 
 
 @dataclass
-class PairBox(Box[tuple[int, int]]):
+class PairBox(Crate[tuple[int, int]]):
     pass
 
 
@@ -217,7 +234,12 @@ class Stem:
     x: int = 1
 
 
-class Undecorated(Stem):
+@dataclass
+class Trunk:
+    x: int = 1
+
+
+class Undecorated(Trunk):
     extra: int = 0
 
 
@@ -692,6 +714,69 @@ class Tagged(BaseModel):
     it: te.TypedDict("It", {"kind": Literal["it"]}) | te.TypedDict("Other", {"kind": Literal["o"]})
 
 
+class Unvalidated(BaseModel):
+    it: Annotated[tuple[int, ...], pydantic.SkipValidation]
+
+
+class DateKeys(BaseModel):
+    it: dict[dt.date | dt.datetime, int]
+
+
+class DigitKeys(BaseModel):
+    it: dict[int | Digits, int]
+
+
+class LiteralKeys(BaseModel):
+    it: dict[Literal[Color.RED], int]
+
+
+class Narrow(BaseModel):
+    a: int
+
+
+class Wide(BaseModel):
+    a: int
+    b: int | None = None
+
+
+class NarrowFirst(BaseModel):
+    it: Narrow | Wide
+
+
+class WideFirst(BaseModel):
+    it: Wide | Narrow
+
+
+class Words(BaseModel):
+    a: str
+
+
+class ByType(BaseModel):
+    it: Words | Narrow
+
+
+class TupleInside(BaseModel):
+    a: tuple[int, ...]
+
+
+class ListInside(BaseModel):
+    a: list[int]
+
+
+class TupleOrList(BaseModel):
+    it: TupleInside | ListInside
+
+
+@dataclass
+class Parent:
+    x: int = 1
+
+
+@dataclass
+class Child(Parent):
+    pair: tuple[int, int] = (1, 2)
+
+
 @pydantic.dataclasses.dataclass
 class Validated:
     pair: tuple[int, int]
@@ -716,7 +801,8 @@ def local_class():
 
 
 LOCAL = local_class()
-Made = dataclasses.make_dataclass("MadeByCall", [("x", int)], namespace={"__module__": "nowhere"})
+Made = dataclasses.make_dataclass("MadeByCall", [("x", int)])
+Made.__module__ = "nowhere"
 
 
 @dataclass
@@ -1019,6 +1105,18 @@ case("identity", list[Identity], lambda: [[Identity()]], "LGS404")
 case("tagged dicts", Tagged, lambda: [Tagged(it={"kind": "o"})])
 case("nested tuple keys", dict[tuple[tuple[int, int], str], int], lambda: [{((1, 2), "a"): 1}])
 case("timedelta64", pd.Timedelta, lambda: [pd.Timedelta(1, "D")], "LGS306")
+
+case("bytes enum", Raws, lambda: [Raws.A], "LGS303")
+case("date enum", Birthday, lambda: [Birthday.ANN], "LGS222")
+case("skipped validation", Unvalidated, lambda: [Unvalidated(it=(1,))], "LGS301")
+case("keys of two dates", DateKeys, lambda: [DateKeys(it={dt.datetime(2026, 1, 1): 1})], "LGS302")
+case("keys of digits", DigitKeys, lambda: [DigitKeys(it={Digits.ONE: 1})], "LGS302")
+case("literal enum keys", LiteralKeys, lambda: [LiteralKeys(it={Color.RED: 1})], "LGS302")
+case("narrow first", NarrowFirst, lambda: [NarrowFirst(it=Narrow(a=1)), NarrowFirst(it=Wide(a=1))])
+case("wide first", WideFirst, lambda: [WideFirst(it=Narrow(a=1))], "LGS206")
+case("told apart by type", ByType, lambda: [ByType(it=Words(a="1")), ByType(it=Narrow(a=1))])
+case("tuple or list inside", TupleOrList, lambda: [TupleOrList(it=TupleInside(a=(1,)))], "LGS206")
+case("subclass that changes", list[Parent], lambda: [[Parent()]], "LGS316")
 
 # --- messages, documents, arrays
 case("message", AIMessage, lambda: [AIMessage("a", tool_calls=[])])
