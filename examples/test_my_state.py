@@ -17,16 +17,22 @@ from lghard import StateNotSerializableError, assert_checkpointable
 
 @dataclass
 class Leg:
+    """From here to there."""
+
     start: str
     end: str
 
 
 class Trip(TypedDict):
+    """It comes back."""
+
     messages: Annotated[list[AnyMessage], add_messages]
     legs: list[Leg]
 
 
 class Map(TypedDict):
+    """It does not."""
+
     visited: set[tuple[int, int]]  # comes back as a list
 
 

@@ -24,7 +24,7 @@ def size_finding(path: Path, value: object) -> list[Finding]:
     return [finding("LGS317", str(path), size=f"{megabytes:.0f}")] if megabytes > LARGE else []
 
 
-def _weight(value: Any, level: int) -> float:
+def _weight(value: Any, level: int) -> float:  # noqa: PLR0911
     """About how many bytes are stored."""
     kind = type(value)
     if kind is str or kind is bytes or kind is bytearray:
