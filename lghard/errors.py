@@ -5,6 +5,7 @@ has none. One that is also a psycopg or SDK class lives in its room.
 """
 
 from datetime import datetime
+from typing import Any
 
 
 class LghardError(Exception):
@@ -197,3 +198,19 @@ class RunKeyReusedError(LghardError, ValueError):
     """
 
     __module__ = "lghard"
+
+
+class StateNotSerializableError(LghardError, TypeError):
+    """A state, or a part of it, would not come back from a checkpoint as it went in.
+
+    The message is the report: each path, what would happen, and what to do.
+
+    Attributes:
+        report: the `Report` with what was found.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report

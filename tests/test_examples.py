@@ -24,6 +24,7 @@ def test_every_example_is_tested():
     assert [
         "fastapi_app.py",
         "many_conversations.py",
+        "multi_tenant.py",
         "on_server.py",
         "remember.py",
         "run_once.py",
@@ -31,6 +32,7 @@ def test_every_example_is_tested():
         "shared_pool.py",
         "survive.py",
         "tenants_on_server.py",
+        "test_my_state.py",
     ] == names
 
 
@@ -49,6 +51,18 @@ def test_fastapi_app():
     )
     assert ["a manager"] == [name for name, outcome in approvals if outcome == "approved"]
     assert 5 == len(approvals)
+
+
+def test_my_state():
+    """The unit test to copy passes, and shows how it looks when it fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--rootdir", EXAMPLES, "-c", "/dev/null", EXAMPLES / "test_my_state.py"],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+    assert "LGS217 data-loss" in done.stdout
 
 
 def test_many_conversations():

@@ -283,6 +283,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         configurable = config["configurable"]
         thread_id, checkpoint_ns = configurable["thread_id"], configurable["checkpoint_ns"]
         inline, blobs = _split(checkpoint["channel_values"])
+        inline = _checked(self.serde, inline)
         versions = {k: version for k, version in new_versions.items() if k in blobs}
         rows = await self._serialize(
             frozenset(versions), self._dump_blobs, thread_id, checkpoint_ns, blobs, versions
@@ -534,6 +535,12 @@ def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             blobs[channel] = value
     return inline, blobs
+
+
+def _checked(serde: object, inline: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the checkpoint itself, where a serializer has no say unless it is asked."""
+    check = getattr(getattr(serde, "serde", serde), "check_inline", None)
+    return check(inline) if check else inline
 
 
 @asynccontextmanager
