@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         shared_pool,
     )
     from lghard.state import (
-        CheckSettings,
         CheckedSerializer,
+        CheckSettings,
         Finding,
         Report,
         Severity,
