@@ -2,8 +2,8 @@
 
 All Python blocks of a page run, whatever attributes they carry: from top to bottom, in one
 namespace, one event loop (so a block may `await`) and one temporary folder, with an empty database
-in LGHARD_DATABASE_URI. A block with a title is written to that file as well. The tests that a block
-defines are called, with their fixtures.
+in LGHARD_DATABASE_URI. A block with a title is written to that file as well, which blocks below may
+import. The tests that a block defines are called, with their fixtures.
 """
 
 import ast
@@ -59,7 +59,9 @@ def _page_runner(
     conninfo = lghard_postgres.create_database()
     with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
         patch.setenv("LGHARD_DATABASE_URI", conninfo)
-        patch.chdir(tmp_path_factory.mktemp("page"))
+        folder = tmp_path_factory.mktemp("page")
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
         yield runner
     lghard_postgres.drop_database(conninfo)
 

@@ -27,7 +27,18 @@ PACKAGES = (
 
 _WIDTH_WHEN_PIPED = 110
 
-Name = Literal["batching", "concurrent_runs", "conversations", "kill_storm", "loops", "pool", "sdk"]
+Name = Literal[
+    "batching",
+    "concurrent_runs",
+    "conversations",
+    "kill_storm",
+    "leases",
+    "loops",
+    "pool",
+    "sdk",
+    "state",
+    "thread_ids",
+]
 
 
 class Goal(NamedTuple):

@@ -4,6 +4,9 @@ Database and HTTP errors stay psycopg's and langgraph_sdk's own; these exist onl
 has none. One that is also a psycopg or SDK class lives in its room.
 """
 
+from datetime import datetime
+from typing import Any
+
 
 class LghardError(Exception):
     """Base of every error that lghard itself defines."""
@@ -40,13 +43,69 @@ class ThreadDeletedError(LghardError):
     __module__ = "lghard"
 
 
-class ThreadIdError(LghardError, ValueError):
-    """A thread id is empty, or none that the receiver can know.
+class ThreadBusyError(LghardError, TimeoutError):
+    """Somebody else is writing to the thread, and was still at it at the deadline.
 
-    Nothing was sent or stored.
+    Attributes:
+        thread_id: the thread.
+        holder: the application_name of who has the lock, None if nobody had it by then.
+        process: its host and process id.
+        since: when it got the lock, by the database's clock.
     """
 
     __module__ = "lghard"
+
+    thread_id: str = ""
+    holder: str | None = None
+    process: str | None = None
+    since: datetime | None = None
+
+
+class ThreadLockLostError(LghardError):
+    """This holder of a thread's lock has it no longer: somebody else may be writing to the thread.
+
+    What it wrote before stands, nothing is written afterwards. The thread must be read again before
+    one goes on.
+
+    Attributes:
+        thread_id: the thread.
+    """
+
+    __module__ = "lghard"
+
+    thread_id: str = ""
+
+
+class ThreadIdError(LghardError, ValueError):
+    """No thread id can be made of these parts, or this text is not one.
+
+    Attributes:
+        field: the field that is wrong, or None if the text as a whole is.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ThreadAccessError(LghardError, PermissionError):
+    """This principal may not do that with this thread.
+
+    Until a principal has passed the checks of the id and its roles, nothing that is stored has been
+    looked at: for a stranger, the error is the same whether the thread exists or not.
+
+    Attributes:
+        check: which one failed: `id`, `tenant`, `owner` or `role`; then `thread`, `interrupt` or
+            `kind`, for those who may know about the thread.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(self, message: str, check: str = "") -> None:
+        super().__init__(message)
+        self.check = check
 
 
 class RunCancelledError(LghardError):
@@ -139,3 +198,19 @@ class RunKeyReusedError(LghardError, ValueError):
     """
 
     __module__ = "lghard"
+
+
+class StateNotSerializableError(LghardError, TypeError):
+    """A state, or a part of it, would not come back from a checkpoint as it went in.
+
+    The message is the report: each path, what would happen, and what to do.
+
+    Attributes:
+        report: the `Report` with what was found.
+    """
+
+    __module__ = "lghard"
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
