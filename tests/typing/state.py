@@ -3,7 +3,7 @@
 from typing import Any, TypedDict, assert_type
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.graph.state import StateGraph
+from langgraph.graph import StateGraph  # pyright: ignore[reportMissingTypeStubs]
 
 from lghard import (
     CheckedSerializer,
