@@ -4,6 +4,8 @@ Database and HTTP errors stay psycopg's and langgraph_sdk's own; these exist onl
 has none. One that is also a psycopg or SDK class lives in its room.
 """
 
+from typing import Any
+
 
 class LghardError(Exception):
     """Base of every error that lghard itself defines."""
@@ -42,7 +44,7 @@ class StateNotSerializableError(LghardError, TypeError):
 
     __module__ = "lghard"
 
-    def __init__(self, message: str, report: object = None) -> None:
+    def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
 

@@ -27,7 +27,20 @@ def test_every_example_is_tested():
         "remember.py",
         "shared_pool.py",
         "survive.py",
+        "test_my_state.py",
     ] == names
+
+
+def test_my_state():
+    """The unit test to copy passes, and shows how it looks when it fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--rootdir", EXAMPLES, "-c", "/dev/null", EXAMPLES / "test_my_state.py"],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+    assert "LGS217 data-loss" in done.stdout
 
 
 def test_many_conversations():

@@ -522,7 +522,7 @@ _TABLE = (
     Rule(
         "LGS309",
         NOTE,
-        "static",
+        "value",
         "Which fields were set",
         "model_fields_set of {model} names all fields after reading",
         "do not rely on exclude_unset after a resume",

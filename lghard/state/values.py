@@ -17,8 +17,10 @@ from lghard.state.looking import inherits, mro_of, name_of, spelled
 from lghard.state.models import is_simple, name_problem, plan_of, revive, stored_fields
 from lghard.state.paths import ROOT, Path
 from lghard.state.quick import surely_clean
+from lghard.state.remarks import remarks, size_finding
 from lghard.state.report import Finding, Report, Severity
 from lghard.state.rules import finding
+from lghard.state.stored import store_findings
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -40,6 +42,7 @@ def check_value(
     serde: "SerializerProtocol | None" = None,
     postgres: bool = True,
     profile: str | None = None,
+    store: bool = False,
 ) -> Report:
     """What will not come back from a checkpoint as it went in, each with its path.
 
@@ -57,6 +60,7 @@ def check_value(
             allowed, and what is pickled.
         postgres: also say what only Postgres does to a channel's own str, int, float or bool.
         profile: "json" for the stricter promise that it is plain JSON (LGS318).
+        store: it is no state, but the value of an item in a PostgresStore, which keeps JSON.
 
     Returns:
         Everything found, in the order of the value; empty if it comes back equal.
@@ -73,6 +77,8 @@ def check_value(
     """
     if profile not in (None, "json"):
         raise ValueError(f'no profile {profile!r}: there is only "json"')
+    if store:
+        return Report(tuple(dict.fromkeys(store_findings(value))), "store value")
     channels = _channels(value, schema, channel)
     rules = Settings.of(serde, postgres=postgres, profile=profile)
     found: list[Finding] = []
@@ -138,6 +144,7 @@ def check_channel(
 ) -> list[Finding]:
     """Everything about what one channel holds."""
     found = inline_findings(str(path), value) if settings.postgres else []
+    found += size_finding(path, value)
     if settings.plain and not roundtrip and surely_clean(value):
         return found
     walk = Walk(settings)
@@ -385,7 +392,9 @@ def _blocks(found: Finding) -> bool:
     return (found.severity is Severity.ERROR and found.rule != "LGS318") or found.rule in own_code
 
 
-def explained(change: Difference, model: Any = None, root: Path | None = None) -> Finding:
+def explained(  # noqa: PLR0911
+    change: Difference, model: Any = None, root: Path | None = None
+) -> Finding:
     """The finding that a difference stands for."""
     path, was, became = change
     kind, back = type(was), type(became)
@@ -484,7 +493,7 @@ def _tried(path: Path, value: Any, walk: Walk, settings: Settings) -> list[Findi
         return _pickled(path, value, walk)
     stored = stored[0], bytes(stored[1])  # what is bytes already is not written, but kept
     changes = [*differences(value, serde.loads_typed(stored), path)]
-    return _merged(walk.findings, changes)
+    return [*_merged(walk.findings, changes), *remarks(path, value)]
 
 
 # What pickle can do with most values that msgpack cannot encode.

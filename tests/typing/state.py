@@ -1,33 +1,34 @@
-"""What type checkers see of the static check."""
+"""What type checkers see of the state's checks."""
 
 from typing import Any, TypedDict, assert_type
 
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph.state import StateGraph
+
 from lghard import (
-    CheckSettings,
+    CheckedSerializer,
     Finding,
     Report,
     Severity,
-    allowlist_of,
-    check_graph,
-    check_schema,
+    assert_checkpointable,
+    check_value,
+    checked,
+    forbid_mutations,
 )
 
 
 class State(TypedDict):
-    """A state."""
+    """A schema."""
 
-    number: int
-
-
-def reports(graph: Any) -> None:
-    """Both return a report, whose findings are typed."""
-    report = assert_type(check_graph(graph), Report)
-    assert_type(check_schema(State, profile="json"), Report)
-    assert_type(check_schema(list[int], settings=CheckSettings(ignore=("LGS301",))), Report)
-    for finding in report:
-        assert_type(finding, Finding)
-        assert_type(finding.severity, Severity)
-    assert_type(allowlist_of(graph), tuple[tuple[str, str], ...])
+    a: int
 
 
-check_schema(State, profile="xml")  # pyright: ignore[reportArgumentType]
+builder = StateGraph(State)
+assert_type(checked(builder), StateGraph[State, None, State, State])
+assert_type(forbid_mutations(builder), StateGraph[State, None, State, State])
+assert_type(check_value({"a": 1}, State, roundtrip=True), Report)
+assert_type(check_value(1, channel="a").findings, tuple[Finding, ...])
+assert_type(Report().worst, Severity | None)
+assert_type(assert_checkpointable(State, fail_on="warning"), None)
+serde: JsonPlusSerializer = CheckedSerializer(mode="warn", on_nul="strip")
+assert_type(serde.loads_typed(("null", b"")), Any)

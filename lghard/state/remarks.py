@@ -1,0 +1,82 @@
+"""What is worth knowing about a value that comes back: its size, and what it shares."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lghard.state.compare import attributes
+from lghard.state.judging import Place, judge
+from lghard.state.looking import inherits, mro_of, spelled
+from lghard.state.paths import Path
+from lghard.state.report import Finding
+from lghard.state.rules import finding
+
+# In megabytes: what is written again at each change of a channel.
+LARGE = 10.0
+
+_SAMPLES = 8
+_DEEPEST = 4
+_MOST = 100_000
+
+
+def size_finding(path: Path, value: object) -> list[Finding]:
+    """Whether the channel is large, as far as a few samples tell. Copies nothing."""
+    megabytes = _weight(value, 0) / 1e6
+    return [finding("LGS317", str(path), size=f"{megabytes:.0f}")] if megabytes > LARGE else []
+
+
+def _weight(value: Any, level: int) -> float:  # noqa: PLR0911
+    """About how many bytes are stored."""
+    kind = type(value)
+    if kind is str or kind is bytes or kind is bytearray:
+        return float(len(value))
+    if level == _DEEPEST:
+        return 10.0
+    if kind is list or kind is tuple:
+        step = max(1, len(value) // _SAMPLES)
+        sample = value[::step]
+        return sum(_weight(item, level + 1) for item in sample) * len(value) / (len(sample) or 1)
+    if kind is dict and len(value) <= _SAMPLES * _SAMPLES:
+        return sum(_weight(item, level + 1) for item in value.values())
+    if inherits(kind, "numpy", "ndarray"):
+        return float(value.nbytes)
+    if inherits(kind, "langchain_core.messages", "BaseMessage"):
+        return _weight(attributes(value).get("content"), level + 1) + 100.0
+    return 10.0 if kind is not dict else 20.0 * len(value)
+
+
+def remarks(path: Path, value: object) -> Iterator[Finding]:
+    """What is the same object in two places, and models of which not all fields were set."""
+    steps = [(path, value, Place())]
+    seen: dict[int, Path] = {}
+    while steps and len(seen) < _MOST:
+        here, found, place = steps.pop()
+        if not _is_mutable(found):
+            continue
+        other = seen.get(id(found))
+        if other is not None:
+            yield finding("LGS403", str(here), other=str(other))
+            continue
+        seen[id(found)] = here
+        yield from _unset(here, found)
+        verdict = judge(here, found, place)
+        inner = verdict.inner
+        if verdict.model:
+            inner = tuple((here.attribute(n), x, place) for n, x in attributes(found).items())
+        steps.extend(reversed(inner))
+
+
+def _is_mutable(value: object) -> bool:
+    mro = mro_of(type(value))
+    if any(base in mro for base in (list, dict, set, bytearray)):
+        return True
+    return "__dict__" in dir(type(value)) and type not in mro
+
+
+def _unset(path: Path, value: Any) -> Iterator[Finding]:
+    kind = type(value)
+    if not inherits(kind, "pydantic.main", "BaseModel") or inherits(
+        kind, "langchain_core", "Serializable"
+    ):
+        return
+    if {*kind.__pydantic_fields__} - value.__pydantic_fields_set__:
+        yield finding("LGS309", str(path), model=spelled(kind))
