@@ -31,9 +31,9 @@ from lghard.testing import TemporaryPostgres, proxy_process
 RIVAL, MANY, BATCHED, CEILING = "upstream, 4", "lock-free, 20", "batched, 4", "in memory"
 CONTESTANTS: Mapping[str, Contestant] = {
     RIVAL: partial(upstream, pool_size=4),
-    "lock-free, 4": partial(lghard, pool_size=4),
-    MANY: partial(lghard, pool_size=20),
-    BATCHED: partial(lghard, pool_size=4, batching=True),
+    "lock-free, 4": partial(lghard, pool_size=4, batching=False),
+    MANY: partial(lghard, pool_size=20, batching=False),
+    BATCHED: partial(lghard, pool_size=4),
     CEILING: in_memory,
 }
 """With the connections that each may have."""

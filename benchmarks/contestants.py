@@ -85,7 +85,7 @@ async def lghard(
     *,
     pool_timeout: float = POOL_TIMEOUT,
     pool_size: int = POOL_SIZE,
-    batching: bool = False,
+    batching: bool = True,
 ) -> AsyncIterator[Saver]:
     """`open_checkpointer` as it comes, on a pool of the same size."""
     async with open_checkpointer(

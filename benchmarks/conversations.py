@@ -40,7 +40,7 @@ from lghard.testing import proxy_process
 POOL_SIZE = 4
 BATCHED, RIVAL = "lghard, batched", "upstream"
 CONTESTANTS: Mapping[str, Contestant] = {
-    BATCHED: partial(lghard, pool_size=POOL_SIZE, batching=True),
+    BATCHED: partial(lghard, pool_size=POOL_SIZE),
     RIVAL: partial(upstream, pool_size=POOL_SIZE),
 }
 STEADY, AT_ONCE = "steadily", "at once"

@@ -16,11 +16,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("lghard", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "psycopg-pool")
+PACKAGES = (
+    "lghard",
+    "langgraph",
+    "langgraph-checkpoint-postgres",
+    "langgraph-sdk",
+    "psycopg",
+    "psycopg-pool",
+)
 
 _WIDTH_WHEN_PIPED = 110
 
-Name = Literal["batching", "concurrent_runs", "conversations", "kill_storm", "loops", "pool"]
+Name = Literal[
+    "batching",
+    "concurrent_runs",
+    "conversations",
+    "kill_storm",
+    "leases",
+    "loops",
+    "pool",
+    "sdk",
+    "state",
+    "thread_ids",
+]
 
 
 class Goal(NamedTuple):
@@ -93,7 +111,7 @@ def count_bytes(number: float) -> str:
     return f"{number / 1e6:g} MB" if number >= 1e6 else f"{number / 1e3:g} kB"
 
 
-def keep(name: Name, conninfo: str, result: dict[str, Any], goals: Sequence[Goal]) -> None:
+def keep(name: Name, conninfo: str | None, result: dict[str, Any], goals: Sequence[Goal]) -> None:
     """Write the result, with what it was measured on, to `results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
     content = {
@@ -104,10 +122,12 @@ def keep(name: Name, conninfo: str, result: dict[str, Any], goals: Sequence[Goal
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def measured_on(conninfo: str) -> dict[str, Any]:
+def measured_on(conninfo: str | None) -> dict[str, Any]:
     """Machine and versions; without them a number means nothing."""
-    with psycopg.connect(conninfo) as conn:
-        postgres = conn.info.parameter_status("server_version")
+    postgres = None
+    if conninfo is not None:
+        with psycopg.connect(conninfo) as conn:
+            postgres = conn.info.parameter_status("server_version")
     return {
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -4,7 +4,7 @@
 
 A real Postgres is started, two milliseconds away; nothing is mocked. Each conversation goes through
 three nodes that think for a second, as if they asked a model, and the checkpointer has four
-connections. First with lghard and `batching=True`, then with LangGraph's own checkpointer on a
+connections. First with lghard, then with LangGraph's own checkpointer on a
 psycopg pool of the same size, which is stopped after ten seconds.
 """
 
@@ -46,7 +46,7 @@ OpenSaver = Callable[[str], AbstractAsyncContextManager[Saver]]
 
 @asynccontextmanager
 async def lghard(conninfo: str) -> AsyncIterator[Saver]:
-    async with open_checkpointer(conninfo, batching=True, max_size=CONNECTIONS) as saver:
+    async with open_checkpointer(conninfo, max_size=CONNECTIONS) as saver:
         yield saver
 
 
@@ -160,7 +160,7 @@ def table(console: Console, outcomes: list[Outcome]) -> Table:
 
 
 async def main(console: Console) -> list[Outcome]:
-    outcomes = [Outcome("lghard, batching", 60.0), Outcome("AsyncPostgresSaver", 10.0)]
+    outcomes = [Outcome("lghard", 60.0), Outcome("AsyncPostgresSaver", 10.0)]
     savers: list[OpenSaver] = [lghard, upstream]
     with (
         temporary_postgres() as server,

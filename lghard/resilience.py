@@ -1,11 +1,12 @@
-"""Which failures pass by themselves, and how long to wait before trying again.
+"""Which failures pass by themselves, how long to wait before trying again, and when not to try.
 
 Nothing here decides whether *repeating* an operation is safe: that depends on the operation, and
-stands in the table of `lghard.postgres.retries`.
+stands in the tables of `lghard.postgres.retries` and `lghard.sdk.methods`.
 """
 
 import asyncio
 from contextlib import suppress
+from threading import Lock
 from time import monotonic
 
 from tenacity.wait import wait_base, wait_random_exponential
@@ -140,3 +141,123 @@ class RetryBudget:
 def _release(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+class RetryQuota:
+    """How many retries the requests of one client may make; for any number of threads and loops.
+
+    The scheme is gRPC's (proposal A6, "Throttling Retry Attempts"): a retry takes a token, a
+    request earns `share` of one and a second `per_second`, and at most `most` are kept. In a full
+    outage, the server sees a tenth more requests than without retries. Unlike `RetryBudget`, which
+    makes retries wait, it refuses them: who asks a server over HTTP has an answer to show, and the
+    circuit breaker finds out when the server is back.
+
+    Args:
+        share: tokens that a request earns.
+        per_second: tokens that a second earns.
+        most: tokens that are kept, and what there is at the beginning.
+    """
+
+    def __init__(self, *, share: float = 0.1, per_second: float = 1.0, most: float = 10.0) -> None:
+        self._share = share
+        self._per_second = per_second
+        self._most = most
+        self._tokens = most
+        self._counted_at = monotonic()
+        self._lock = Lock()
+
+    def begin(self) -> None:
+        """A request makes its first attempt."""
+        with self._lock:
+            self._tokens = min(self._most, self._tokens + self._share)
+
+    def take(self) -> bool:
+        """Take a token for another attempt; False if there is none."""
+        with self._lock:
+            now = monotonic()
+            earned = (now - self._counted_at) * self._per_second
+            self._tokens = min(self._most, self._tokens + earned)
+            self._counted_at = now
+            if self._tokens < 1.0:
+                return False
+            self._tokens -= 1.0
+            return True
+
+
+class CircuitBreaker:
+    """Keeps requests from a server that does not answer, and lets one find out when it does again.
+
+    Closed, everybody may go. `failures` failures in a row open it, for `cooldown` seconds in which
+    nobody may; then one, the probe, may go: its success closes the circuit, its failure opens it
+    for another `cooldown`. A probe of which nothing is heard for `cooldown` seconds is replaced.
+
+    It does no I/O and knows no clock but the monotonic one, so that threads and event loops can
+    share one.
+
+    Args:
+        failures: how many in a row open it.
+        cooldown: seconds until a probe may go.
+    """
+
+    def __init__(self, *, failures: int = 5, cooldown: float = 10.0) -> None:
+        self._failures = failures
+        self._cooldown = cooldown
+        self._in_a_row = 0
+        self._probe_at: float | None = None
+        self._age = 0
+        self._lock = Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are kept back, apart from probes."""
+        return self._probe_at is not None
+
+    @property
+    def retry_in(self) -> float:
+        """Seconds until a probe may go; 0 if anybody may."""
+        probe_at = self._probe_at
+        return 0.0 if probe_at is None else max(0.0, probe_at - monotonic())
+
+    def enter(self) -> int | None:
+        """A pass for one request, to be given back to one of the methods below; None if it may not.
+
+        A pass is good for as long as the circuit does not change: what is heard of a request that
+        went before that says nothing about now.
+        """
+        with self._lock:
+            if self._probe_at is None:
+                return self._age
+            now = monotonic()
+            if now < self._probe_at:
+                return None
+            return self._open(now)
+
+    def succeed(self, admission: int) -> None:
+        """The server has answered this request."""
+        with self._lock:
+            if admission == self._age:
+                self._in_a_row = 0
+                if self._probe_at is not None:
+                    self._probe_at = None
+                    self._age += 1
+
+    def fail(self, admission: int) -> None:
+        """The server did not answer this request, or said that it cannot."""
+        with self._lock:
+            if admission == self._age:
+                self._in_a_row += 1
+                if self._probe_at is not None or self._in_a_row >= self._failures:
+                    self._open(monotonic())
+
+    def leave(self, admission: int) -> None:
+        """This request was given up, or ended in a way that says nothing about the server."""
+        with self._lock:
+            if admission == self._age and self._probe_at is not None:
+                self._age += 1
+                self._probe_at = monotonic()
+
+    def _open(self, now: float) -> int:
+        """Nobody may go from now on for `cooldown` seconds; the pass for who goes all the same."""
+        self._age += 1
+        self._probe_at = now + self._cooldown
+        return self._age

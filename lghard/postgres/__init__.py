@@ -9,7 +9,9 @@ except ImportError as error:
     ) from error
 
 # Bound eagerly: the LangGraph server looks a checkpointer's path up in this module's __dict__.
+from lghard.postgres.fencing import ThreadLease
 from lghard.postgres.health import PoolHealth, PoolSnapshot
+from lghard.postgres.leases import thread_lock
 from lghard.postgres.opening import PoolOpenError, open_pool
 from lghard.postgres.pool import ManagedPool
 from lghard.postgres.saver import HardenedAsyncPostgresSaver, open_checkpointer
@@ -28,10 +30,12 @@ __all__ = [
     "PoolSettings",
     "PoolSnapshot",
     "StatementRefusedError",
+    "ThreadLease",
     "close_shared_pools",
     "open_checkpointer",
     "open_pool",
     "open_store",
     "plan_pool",
     "shared_pool",
+    "thread_lock",
 ]

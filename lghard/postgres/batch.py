@@ -48,6 +48,7 @@ class Job:
         operation: its deadline, and what its attempts have left behind.
         statements: what to execute, all or none.
         is_read: whether somebody wants the rows of the last one.
+        scale: tells about how many `bytes` they will have, if there are any.
         size: about how many bytes it sends.
         alone: whether it is sent without company.
     """
@@ -61,6 +62,7 @@ class Job:
         "is_told",
         "line",
         "operation",
+        "scale",
         "size",
         "statements",
         "timer",
@@ -73,11 +75,13 @@ class Job:
         statements: Sequence[Statement],
         *,
         is_read: bool = False,
+        scale: Statement | None = None,
         size: int = 0,
     ) -> None:
         self.operation = operation
         self.statements = statements
         self.is_read = is_read
+        self.scale = scale
         self.size = size
         self.alone = self.size >= LARGE
         self.found = 0
@@ -242,7 +246,7 @@ async def _execute(
     # What has to stand first, where a retry may have to be kept apart from a late first attempt.
     overwrites = any(job.operation.rule is Repeat.ONCE_GONE for job in jobs)
     opening = attempt.opening if overwrites else ()
-    together = [_TOGETHER, *opening] if len(jobs) > 1 else opening
+    together = opening if jobs[0].alone else [_TOGETHER, *opening]
     segments = [Segment(together), *(Segment(job.statements) for job in jobs)]
     await send_segments(conn, [segments])
     first, *others = segments

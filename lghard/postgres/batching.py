@@ -22,8 +22,9 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from lghard.postgres.batch import LARGE, Job, copy_of, execute
 from lghard.postgres.pool import ManagedPool
-from lghard.postgres.retries import Operation, Outage
+from lghard.postgres.retries import Operation, Outage, Repeat
 from lghard.postgres.settling import Attempt, Connection
+from lghard.postgres.statements import Statement
 from lghard.postgres.voiding import attempt_on
 
 T = TypeVar("T")
@@ -40,8 +41,8 @@ QUEUE_BYTES: Final = 256_000_000
 # Operations in one batch at most.
 _MOST: Final = 64
 
-# Threads of which the last one that was read or written was large: the next one is read alone.
-_REMEMBERED: Final = 1_000
+# Threads of which is remembered whether what was last read was large: then it is read alone.
+_REMEMBERED: Final = 20_000
 
 # Batches after which a connection goes back to the pool, which may have something to do with it.
 _ROUNDS: Final = 50
@@ -87,7 +88,7 @@ class Batches:
     ) -> None:
         self._pool = pool
         self._lines: dict[str, Line] = {}
-        self._large: OrderedDict[str, None] = OrderedDict()
+        self._is_large: OrderedDict[str, bool] = OrderedDict()
         self._outside: dict[Job, tuple[str, asyncio.Future[None]]] = {}
         self._count = 0
         self._bytes = 0
@@ -119,6 +120,23 @@ class Batches:
             ForeignLoopError: the pool belongs to another event loop.
         """
         self._check_loop()
+        if job.scale and thread not in self._is_large:
+            if self._count:
+                return await self._weigh_and_run(job, job.scale, outage, thread)
+            job.alone = True
+        return await self._run(job, outage, thread)
+
+    async def _weigh_and_run(
+        self, job: Job, scale: Statement, outage: Outage, thread: str
+    ) -> list[DictRow]:
+        """As `_run`, for a thread of unknown size: nobody has to wait for a large one."""
+        rows = await self._run(Job(job.operation, [scale], is_read=True), outage, thread)
+        if not rows:  # nor are there any to be read
+            return rows
+        self._remember(thread, is_large=rows[0]["bytes"] >= LARGE)
+        return await self._run(job, outage, thread)
+
+    async def _run(self, job: Job, outage: Outage, thread: str) -> list[DictRow]:
         job.line = None  # of another pool, which has moved
         try:
             await self._enter(job, thread)
@@ -135,6 +153,8 @@ class Batches:
     ) -> T:
         """The result of `call`, which takes a connection of its own, when its turn has come.
 
+        What comes later waits for it, unless it is a read.
+
         Args:
             operation: how often it is repeated.
             call: what to execute.
@@ -150,17 +170,22 @@ class Batches:
         job = Job(operation, ())
         job.turn = asyncio.get_running_loop().create_future()
         try:
-            await self._enter(job, thread)
-            await asyncio.wait({job.turn}, timeout=operation.patience())
-            if not job.turn.done():
-                raise self._late(
-                    "its turn did not come within its deadline",
-                    "what stands before it in this thread is not over: look what that waits for, "
-                    "or raise the deadline",
-                )
-            return await operation.run(call, outage, self._pool)
+            await self._wait_in_line(job, job.turn, thread)
+            if operation.rule is not Repeat.FREELY:
+                return await operation.run(call, outage, self._pool)
         finally:
             self._leave(job)
+        return await operation.run(call, outage, self._pool)
+
+    async def _wait_in_line(self, job: Job, turn: asyncio.Future[None], thread: str) -> None:
+        await self._enter(job, thread)
+        await asyncio.wait({turn}, timeout=job.operation.patience())
+        if not turn.done():
+            raise self._late(
+                "its turn did not come within its deadline",
+                "what stands before it in this thread is not over: look what that waits for, "
+                "or raise the deadline",
+            )
 
     def _check_loop(self) -> None:
         if isinstance(self._pool, ManagedPool):
@@ -178,7 +203,7 @@ class Batches:
     def _admit(self, job: Job, thread: str) -> None:
         self._count += 1
         self._bytes += job.size
-        job.alone = job.alone or (job.is_read and thread in self._large)
+        job.alone = job.alone or (job.is_read and self._is_large.get(thread, False))
         job.line = self._lines.get(thread) or self._lines.setdefault(thread, Line(thread))
         job.line.jobs.append(job)
         self.offer(job.line)
@@ -202,7 +227,8 @@ class Batches:
             job.line.jobs.remove(job)
             self._count -= 1
             self._bytes -= job.size
-            self._remember(job, job.line.thread)
+            if (is_large := max(job.size, job.found) >= LARGE) or job.is_read:
+                self._remember(job.line.thread, is_large=is_large)
             self.offer(job.line)
         while self._outside and self._has_room():
             next_one = next(iter(self._outside))
@@ -210,14 +236,11 @@ class Batches:
             self._admit(next_one, thread)
             admitted.set_result(None)
 
-    def _remember(self, job: Job, thread: str) -> None:
-        if max(job.size, job.found) >= LARGE:
-            self._large[thread] = None
-            self._large.move_to_end(thread)
-            if len(self._large) > _REMEMBERED:
-                self._large.popitem(last=False)
-        elif job.is_read:
-            self._large.pop(thread, None)
+    def _remember(self, thread: str, *, is_large: bool) -> None:
+        self._is_large[thread] = is_large
+        self._is_large.move_to_end(thread)
+        if len(self._is_large) > _REMEMBERED:
+            self._is_large.popitem(last=False)
 
     def offer(self, line: Line) -> None:
         """Have somebody send what stands at its head, unless it is somebody's already."""

@@ -68,10 +68,11 @@ class Operating:
         statements: Sequence[Statement],
         *,
         is_read: bool = False,
+        scale: Statement | None = None,
         size: int = 0,
     ) -> list[DictRow]:
         """The rows of the last of `statements`, which are sent together with those of others."""
-        job = Job(self._operation(name), statements, is_read=is_read, size=size)
+        job = Job(self._operation(name), statements, is_read=is_read, scale=scale, size=size)
         return await self._there(job.operation, partial(self._line_up, job, thread))
 
     async def _line_up(
@@ -80,7 +81,9 @@ class Operating:
         return await Batches.of(pool).run(job, self._outage, thread)
 
     async def _run_in_turn(self, name: str, thread: str, call: Callable[[], Awaitable[T]]) -> T:
-        """As `_run`, behind what stands in line for this thread, and before what comes later."""
+        """As `_run`, behind what stands in line for this thread."""
+        if current_operation():
+            return await call()
         operation = self._operation(name)
         return await self._there(operation, partial(self._take_turn, operation, thread, call))
 
@@ -142,7 +145,9 @@ class Operating:
             return rows[len(opening) :]
 
     @asynccontextmanager
-    async def _transaction(self, first: LiteralString = "") -> AsyncIterator[AsyncCursor[DictRow]]:
+    async def _transaction(
+        self, first: LiteralString = "", fences: Sequence[Statement] = ()
+    ) -> AsyncIterator[AsyncCursor[DictRow]]:
         """A transaction, for what takes several messages.
 
         Not a pipeline: where that is cancelled, psycopg leaves the connection in it for good. And
@@ -150,9 +155,10 @@ class Operating:
 
         Args:
             first: what the block begins with, if it must stand before any query; it may come twice.
+            fences: what may refuse the transaction.
         """
         async with self._cursor() as cur:
-            opening = _opening(cur.connection, stepwise=True)
+            opening = [*_opening(cur.connection, stepwise=True), *fences]
             async with cur.connection.transaction():
                 if opening and first:
                     await cur.execute(first)
@@ -165,6 +171,13 @@ def _opening(conn: Connection, *, stepwise: bool = False) -> Sequence[Statement]
     """What has to stand before the statements of this attempt."""
     operation = current_operation()
     return operation.begin(conn, stepwise=stepwise) if operation else ()
+
+
+async def fetch_all(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:
+    """The rows of each of `statements`, executed all or none."""
+    if psycopg.capabilities.has_pipeline():
+        return await fetch(conn, statements)
+    return await _fetch_each(conn, statements)
 
 
 async def _fetch_each(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:

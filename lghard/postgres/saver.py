@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar, Unpack, cast
@@ -36,7 +36,9 @@ from typing_extensions import override
 
 from lghard.errors import ThreadDeletedError
 from lghard.postgres.fence import PRIMARY_KEY, TABLES, bury, refuse_deleted
+from lghard.postgres.fencing import ThreadLease, fenced, fences, leases_of
 from lghard.postgres.home import place_of
+from lghard.postgres.lease_rows import provide
 from lghard.postgres.migrations import checkpoints
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
@@ -46,6 +48,21 @@ from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement
 
 T = TypeVar("T")
+
+# About how many bytes `SELECT_SQL` reads. Postgres knows the length of a blob without fetching it;
+# the concatenation is for the size of a checkpoint as it is when it is not compressed.
+WEIGH_SQL = """
+SELECT pg_column_size(checkpoint || '{}') + coalesce((
+        SELECT sum(octet_length(blob)) FROM jsonb_each_text(checkpoint -> 'channel_versions')
+        JOIN checkpoint_blobs AS of ON of.thread_id = checkpoints.thread_id
+            AND of.checkpoint_ns = checkpoints.checkpoint_ns AND channel = key AND version = value
+    ), 0) + coalesce((
+        SELECT sum(octet_length(blob)) FROM checkpoint_writes AS of
+        WHERE of.thread_id = checkpoints.thread_id
+            AND of.checkpoint_ns = checkpoints.checkpoint_ns
+            AND of.checkpoint_id = checkpoints.checkpoint_id
+    ), 0) AS bytes
+FROM checkpoints """
 
 
 class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore[misc]  # conn
@@ -94,7 +111,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         deadline: float = DEADLINE,
         attempt_timeout: float = ATTEMPT_TIMEOUT,
         fence: float | None = None,
-        batching: bool = False,
+        batching: bool = True,
     ) -> None:
         if pipe is not None:
             raise ValueError(
@@ -143,7 +160,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         """As upstream, but any number of replicas may call it at once.
 
         Behind a transaction pooler it also creates `lghard_voided_attempts`, which lets writes be
-        repeated there, or warns that this role may not.
+        repeated there, or warns that this role may not. If it may, it creates
+        `lghard_thread_leases` for `thread_lock`.
 
         Raises:
             SchemaSetupError: tables are missing or out of date, and this role may not change that;
@@ -153,18 +171,28 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         tables = {} if self.fence is None else TABLES
         schema = checkpoints(self.MIGRATIONS, tables)
         await self._run("setup", partial(self._set_up, [schema]))
+        await self._run("setup", self._provide_leases)
+
+    async def _provide_leases(self) -> None:
+        """A role that may not is told by `thread_lock`, should it ever use that."""
+        async with self._connection() as conn:
+            try:
+                await provide(conn)
+            except psycopg.Error:
+                if conn.closed:
+                    raise
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         configurable = config["configurable"]
-        query = self.SELECT_SQL + "WHERE thread_id = %s AND checkpoint_ns = %s "
+        where = "WHERE thread_id = %s AND checkpoint_ns = %s "
         params = [configurable["thread_id"], configurable.get("checkpoint_ns", "")]
         if checkpoint_id := get_checkpoint_id(config):
-            query += "AND checkpoint_id = %s"
+            where += "AND checkpoint_id = %s"
             params.append(checkpoint_id)
         else:
-            query += "ORDER BY checkpoint_id DESC LIMIT 1"
-        rows = await self._read(configurable["thread_id"], query, params)
+            where += "ORDER BY checkpoint_id DESC LIMIT 1"
+        rows = await self._read(configurable["thread_id"], where, params)
         return await self._load_checkpoint_tuple(rows[0]) if rows else None
 
     @override
@@ -183,14 +211,20 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         if limit is not None:
             query += " LIMIT %s"
             params.append(int(limit))
-        for row in await self._run("alist", partial(self._rows, query, params)):
+        read = partial(self._rows, query, params)
+        thread_id = config["configurable"]["thread_id"] if config else None
+        for row in await self._run_in_order("alist", thread_id, read):
             yield await self._load_checkpoint_tuple(row)
 
-    async def _read(self, thread_id: str, query: str, params: Sequence[Any]) -> list[DictRow]:
+    async def _read(self, thread_id: str, where: str, params: Sequence[Any]) -> list[DictRow]:
+        query = self.SELECT_SQL + where
         if self.batching and not current_operation():
-            statement = Statement(query, params)
             rows = await self._run_in_company(
-                "aget_tuple", str(thread_id), [statement], is_read=True
+                "aget_tuple",
+                str(thread_id),
+                [Statement(query, params)],
+                is_read=True,
+                scale=Statement(WEIGH_SQL + where, params),
             )
             if not any(_has_pending_sends(row) for row in rows):
                 return rows
@@ -302,14 +336,13 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
 
     @override
     async def adelete_thread(self, thread_id: str) -> None:
-        delete = partial(self._delete, [str(thread_id)])
-        if self.batching:
-            await self._run_in_turn("adelete_thread", str(thread_id), delete)
-        else:
-            await self._run("adelete_thread", delete)
+        leases = leases_of(str(thread_id))
+        delete = partial(self._delete, [str(thread_id)], leases)
+        with fenced(leases):
+            await self._run_in_order("adelete_thread", thread_id, delete)
 
-    async def _delete(self, thread_ids: Sequence[str]) -> None:
-        async with self._transaction() as cur:
+    async def _delete(self, thread_ids: Sequence[str], leases: Sequence[ThreadLease]) -> None:
+        async with self._transaction(fences=fences(leases)) as cur:
             if self.fence is not None:
                 await bury(cur, thread_ids, fence=self.fence, patience=self.deadline)
             await delete_threads(cur, thread_ids)
@@ -335,7 +368,11 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         params = {"run_ids": [str(run_id) for run_id in run_ids]}
         # Planned for these very runs.
         deleting = Statement(DELETE_FOR_RUNS, params, prepare=False)
-        *_, severed = await self._run("adelete_for_runs", partial(self._fetch, [deleting]))
+        leases = leases_of()  # which threads these are runs of, nobody knows yet
+        with fenced(leases):
+            *_, severed = await self._run(
+                "adelete_for_runs", partial(self._fetch, [*fences(leases), deleting])
+            )
         if severed:
             threads = ", ".join(row["thread_id"] for row in severed)
             raise NotImplementedError(
@@ -400,20 +437,28 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         thread_ids = [str(thread_id) for thread_id in thread_ids]
         if not thread_ids:
             return
-        if STRATEGIES[strategy] == "delete":
-            await self._run("aprune", partial(self._delete, thread_ids))
+        leases = leases_of(*thread_ids)
+        with fenced(leases):
+            await self._prune(thread_ids, STRATEGIES[strategy], leases)
+
+    async def _prune(
+        self, thread_ids: Sequence[str], strategy: str, leases: Sequence[ThreadLease]
+    ) -> None:
+        if strategy == "delete":
+            await self._run("aprune", partial(self._delete, thread_ids, leases))
             return
         await self._run("aprune", partial(self._refuse_delta_threads, thread_ids))
         for thread_id in thread_ids:
-            await self._run("aprune", partial(self._keep_latest, thread_id))
+            keep = partial(self._keep_latest, thread_id, leases)
+            await self._run_in_order("aprune", thread_id, keep)
 
     async def _refuse_delta_threads(self, thread_ids: Sequence[str]) -> None:
         """Before any is pruned, as upstream."""
         async with self._transaction() as cur:
             await _aexecute(cur, _refuse_delta_threads(thread_ids))
 
-    async def _keep_latest(self, thread_id: str) -> None:
-        async with self._transaction(PRUNE_SNAPSHOT_SQL) as cur:
+    async def _keep_latest(self, thread_id: str, leases: Sequence[ThreadLease]) -> None:
+        async with self._transaction(PRUNE_SNAPSHOT_SQL, fences(leases)) as cur:
             await _aexecute(cur, _keep_latest(thread_id))
 
     @override
@@ -421,7 +466,16 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         read = partial(super().aget_delta_channel_history, config=config, channels=channels)
-        return await self._run("aget_delta_channel_history", read)
+        thread_id = config["configurable"]["thread_id"]
+        return await self._run_in_order("aget_delta_channel_history", thread_id, read)
+
+    async def _run_in_order(
+        self, name: str, thread_id: str | None, call: Callable[[], Awaitable[T]]
+    ) -> T:
+        """`call`, after what this saver does with the thread already: with batches, that waits."""
+        if self.batching and thread_id is not None:
+            return await self._run_in_turn(name, str(thread_id), call)
+        return await self._run(name, call)
 
     async def _write(
         self, name: str, thread_id: str, statements: Sequence[Statement], *, size: int = 0
@@ -431,11 +485,14 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
             return
         if self.fence is not None:
             statements = [*refuse_deleted(thread_id), *statements]
+        leases = leases_of(str(thread_id))
+        statements = [*fences(leases), *statements]
         try:
-            if self.batching and name not in LONG:
-                await self._run_in_company(name, str(thread_id), statements, size=size)
-            else:
-                await self._run(name, partial(self._execute, statements))
+            with fenced(leases):
+                if self.batching and name not in LONG:
+                    await self._run_in_company(name, str(thread_id), statements, size=size)
+                else:
+                    await self._run_in_order(name, thread_id, partial(self._execute, statements))
         except psycopg.errors.UniqueViolation as error:
             if error.diag.constraint_name != PRIMARY_KEY:
                 raise
@@ -495,7 +552,7 @@ async def open_checkpointer(
     deadline: float = DEADLINE,
     attempt_timeout: float = ATTEMPT_TIMEOUT,
     fence: float | None = None,
-    batching: bool = False,
+    batching: bool = True,
     **overrides: Unpack[PoolOverrides],
 ) -> AsyncIterator[HardenedAsyncPostgresSaver]:
     """A checkpointer that is ready to use, for the length of the block.

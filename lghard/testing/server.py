@@ -160,6 +160,7 @@ def langgraph_server(
     env: Mapping[str, str] | None = None,
     checkpointer: str | None = None,
     store: str | None = None,
+    auth: str | None = None,
     jobs: int = 10,
     allow_blocking: bool = False,
     timeout: float = 60.0,
@@ -179,6 +180,8 @@ def langgraph_server(
         checkpointer: Where its own checkpointer is: "./file.py:attribute" or
             "package.module.name" (with a dot).
         store: Where its own store is, in the same way.
+        auth: Where its own `langgraph_sdk.Auth` is, in the same way. LangGraph Studio gets no way
+            around it, which `langgraph dev` gives to everybody unless it is told otherwise.
         jobs: How many runs it works on at the same time; 0 makes a server that accepts runs and
             never works on them. `langgraph dev` alone defaults to 1 in some versions.
         allow_blocking: Allow synchronous I/O in async nodes, which `langgraph dev` otherwise
@@ -210,6 +213,8 @@ def langgraph_server(
         config["checkpointer"] = {"path": _located(checkpointer, home)}
     if store is not None:
         config["store"] = {"path": _located(store, home)}
+    if auth is not None:
+        config["auth"] = {"path": _located(auth, home), "disable_studio_auth": True}
     options = ("--n-jobs-per-worker", str(jobs), *["--allow-blocking"] * allow_blocking)
     with reaped_directory("lghard-langgraph-") as folder:
         server = LangGraphServer(

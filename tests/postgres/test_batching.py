@@ -21,6 +21,7 @@ from lghard import (
     open_pool,
 )
 from lghard.postgres import batching
+from lghard.postgres.batch import execute as execute_batch
 from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import (
     checkpoint,
@@ -70,7 +71,7 @@ async def saver(lghard_database, proxy):
 @pytest.fixture
 async def apart(lghard_database, proxy):
     """The control: each operation has a connection of its own."""
-    async with opened(proxy.conninfo(lghard_database)) as saver:
+    async with opened(proxy.conninfo(lghard_database), batching=False) as saver:
         yield saver
 
 
@@ -134,17 +135,17 @@ async def test_what_comes_meanwhile_waits_for_the_next_one(saver, proxy, lghard_
 async def test_reads_ride_along(saver, proxy, lghard_database):
     """Everybody gets his own rows, in one round trip."""
     await put_many(saver, 20)
+    names = [*(f"t{at}" for at in range(20)), "missing"]
+    await asyncio.gather(*(saver.aget_tuple(config_of(name)) for name in names))
     proxy.hold_requests(containing=b"channel_values")
-    reads = [saver.aget_tuple(config_of(f"t{at}")) for at in range(20)]
-    reading = asyncio.gather(*reads, put(saver, "u"), saver.aget_tuple(config_of("missing")))
+    reads = [saver.aget_tuple(config_of(name)) for name in names]
+    reading = asyncio.gather(put(saver, "u"), *reads)
     await eventually(lambda: proxy.held)
     assert 1 == proxy.held
     proxy.release()
-    *found, _, nothing = await reading
+    _, *found, nothing = await reading
     assert nothing is None
-    assert [f"t{at}" for at in range(20)] == [
-        each.config["configurable"]["thread_id"] for each in found
-    ]
+    assert names[:20] == [each.config["configurable"]["thread_id"] for each in found]
 
 
 async def test_a_batch_has_an_end(saver, lghard_database):
@@ -308,6 +309,49 @@ async def test_what_was_large_is_read_alone(saver, proxy):
     assert LARGE == (await reading)[1].checkpoint["channel_values"]["text"]
 
 
+async def large_threads(conninfo, number):
+    """Write so many, in another process as it were, of 2 MB each; whichever way they are large."""
+    async with open_checkpointer(conninfo, max_size=2) as other:
+        for at in range(0, number, 3):
+            await put(other, f"t{at}", blob=[LARGE])
+            await put(other, f"t{at + 1}", text=LARGE)
+            config = await put(other, f"t{at + 2}")
+            await other.aput_writes(config, [("messages", LARGE)], "task")
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """What the operations of each batch have found, in bytes."""
+    found = []
+
+    async def execute_and_weigh(conn, jobs, pool):
+        await execute_batch(conn, jobs, pool)
+        found.append([job.found for job in jobs])
+
+    monkeypatch.setattr(batching, "execute", execute_and_weigh)
+    return found
+
+
+async def test_what_is_found_to_be_large_is_read_alone(saver, lghard_database, weights):
+    """Who reads a thread for the first time, in company, is told first how large it is."""
+    await large_threads(lghard_database, 6)
+    await put(saver, "small")
+    weights.clear()
+    names = ["small", *(f"t{at}" for at in range(6)), "nobody"]
+    read = await asyncio.gather(*(saver.aget_tuple(config_of(name)) for name in names))
+    assert [True] * 7 + [False] == [each is not None for each in read]
+    assert [1] * 6 == [len(batch) for batch in weights if max(batch) >= len(LARGE)]
+
+
+async def test_what_is_known_to_be_small_is_not_weighed(saver, weights):
+    """From the second time on it is one round trip."""
+    names = [f"t{at}" for at in range(8)]
+    for _ in range(2):
+        weights.clear()
+        await asyncio.gather(*(saver.aget_tuple(config_of(name)) for name in names))
+    assert [8] == [len(batch) for batch in weights]
+
+
 # In order
 
 
@@ -424,6 +468,62 @@ async def test_a_deletion_has_its_turn(saver, proxy, lghard_database):
     await asyncio.gather(first, deletion, second)
     found = await query(lghard_database, "SELECT checkpoint_id FROM checkpoints")
     assert [(checkpoint(2)["id"],)] == found
+
+
+async def listed(saver, thread):
+    """The numbers of its checkpoints."""
+    return [found.config["configurable"]["checkpoint_id"] async for found in saver.alist(thread)]
+
+
+async def history(saver, thread):
+    channels = ["text"]
+    return await saver.aget_delta_channel_history(config=thread, channels=channels)
+
+
+BY_ITSELF = {
+    "alist": lambda saver: listed(saver, config_of("t")),
+    "aget_delta_channel_history": lambda saver: history(saver, config_of("t")),
+    "acopy_thread": lambda saver: saver.acopy_thread("source", "t"),
+    "aprune": lambda saver: saver.aprune(["t"], strategy="keep_latest"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BY_ITSELF.keys() - {"aprune"}))
+async def test_what_has_a_connection_of_its_own_waits_for_what_was_before(saver, proxy, name):
+    """As upstream, where everything waits for everything."""
+    proxy.hold_requests(1, containing=b"hold this")
+    first = asyncio.create_task(put(saver, "t", text="hold this"))
+    await eventually(lambda: proxy.held)
+    second = asyncio.create_task(BY_ITSELF[name](saver))
+    await asyncio.wait({second}, timeout=0.3)
+    assert not second.done()
+    proxy.release()
+    await asyncio.gather(first, second)
+
+
+async def test_pruning_keeps_what_was_put_before(saver, proxy):
+    """The latest one is the one that is still under way."""
+    await put(saver, "t")
+    proxy.hold_requests(1, containing=b"hold this")
+    first = asyncio.create_task(put(saver, "t", 2, text="hold this"))
+    await eventually(lambda: proxy.held)
+    pruning = asyncio.create_task(BY_ITSELF["aprune"](saver))
+    await asyncio.wait({pruning}, timeout=0.3)
+    proxy.release()
+    await asyncio.gather(first, pruning)
+    assert [checkpoint(2)["id"]] == await listed(saver, config_of("t"))
+
+
+async def test_nobody_waits_for_who_lists(saver, proxy):
+    """A long history is no reason for a run to stand still."""
+    await put(saver, "t", text="history")
+    proxy.hold_requests(1, containing=b"ORDER BY checkpoint_id DESC")
+    listing = asyncio.create_task(listed(saver, config_of("t")))
+    await eventually(lambda: proxy.held)
+    await put(saver, "t", 2)
+    assert not listing.done()
+    proxy.release()
+    await listing
 
 
 async def test_a_deletion_whose_turn_does_not_come(saver, proxy):

@@ -504,4 +504,4 @@ async def test_every_boundary(
             accepted = fire.proxy.accepted
             fault = Fault(["cut", "end"][number % 2], at, direction)
             await fire.burst([replace(op, thread=f"{op.thread}{number:04}") for op in ops], fault)
-            assert accepted + 1 == fire.proxy.accepted  # it was cut, and replaced
+            assert accepted < fire.proxy.accepted  # it was cut, and replaced

@@ -36,6 +36,13 @@ async def saver(conninfo):
 
 
 @pytest.fixture
+async def replica(conninfo):
+    """Another one, with connections of its own."""
+    async with open_checkpointer(conninfo, fence=3600.0, max_size=2) as saver:
+        yield saver
+
+
+@pytest.fixture
 async def upstream(lghard_database):
     async with open_pool(lghard_database) as pool:
         yield AsyncPostgresSaver(pool)
@@ -151,10 +158,10 @@ async def test_upstreams_write_in_flight_outlives_the_deletion(upstream, lghard_
     assert await stored(lghard_database)
 
 
-async def test_a_write_in_flight_is_waited_for_and_deleted(saver, lghard_database):
+async def test_a_write_in_flight_is_waited_for_and_deleted(saver, replica, lghard_database):
     """It came first: it succeeds, and goes with the thread."""
     async with held_up(lghard_database):
-        writing = asyncio.create_task(put(saver, "t"))
+        writing = asyncio.create_task(put(replica, "t"))
         await waiting(lghard_database, 1)
         deleting = asyncio.create_task(saver.adelete_thread("t"))
         await waiting(lghard_database, 2)
@@ -163,7 +170,7 @@ async def test_a_write_in_flight_is_waited_for_and_deleted(saver, lghard_databas
     assert 0 == await stored(lghard_database)
 
 
-async def write_during_a_deletion(saver, conninfo):
+async def write_during_a_deletion(saver, replica, conninfo):
     """Delete a thread, and write to it when its checkpoints are gone and its writes are not."""
     await put(saver, "t")
     await saver.aput_writes(config_of("t", "1"), [("messages", 1)], "task")
@@ -171,7 +178,7 @@ async def write_during_a_deletion(saver, conninfo):
         await conn.execute("SELECT FROM checkpoint_writes FOR UPDATE")
         deleting = asyncio.create_task(saver.adelete_thread("t"))
         await eventually(lambda: blocked(conninfo, "transactionid"))
-        writing = asyncio.create_task(put(saver, "t", 2))
+        writing = asyncio.create_task(put(replica, "t", 2))
         await eventually(lambda: writing.done() or blocked(conninfo, "advisory"))
     await deleting
     await writing
@@ -181,10 +188,10 @@ async def blocked(conninfo, kind):
     return await query(conninfo, f"SELECT FROM pg_locks WHERE NOT granted AND locktype = '{kind}'")
 
 
-async def test_a_write_during_the_deletion_is_refused(saver, lghard_database):
+async def test_a_write_during_the_deletion_is_refused(saver, replica, lghard_database):
     """It came later: it waits for the end, and then sees what has happened."""
     with pytest.raises(ThreadDeletedError):
-        await write_during_a_deletion(saver, lghard_database)
+        await write_during_a_deletion(saver, replica, lghard_database)
     assert 0 == await stored(lghard_database)
 
 

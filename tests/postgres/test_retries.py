@@ -88,7 +88,7 @@ def savers(names):
     return {name for name in names if not name.startswith("store ")}
 
 
-@pytest.mark.parametrize("name", OPERATIONS.keys() - {"adelete_for_runs", "acopy_thread"})
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"adelete_for_runs", "acopy_thread"}))
 async def test_upstream_fails_when_a_response_is_lost(upstream, proxy, name):
     """The control: one lost response is one failed operation."""
     await put(upstream, "t")

@@ -162,7 +162,7 @@ async def test_cancelled_insistently(trial, name):
     assert {NOTHING, ALL[name]} >= {*outcomes}
 
 
-# Cancelled while its backend is frozen, but the server answers
+# Cancelled while its backend is frozen, but the server answers; together, what is sent is finished
 
 
 @asynccontextmanager
@@ -176,8 +176,8 @@ async def on_a_plain_pool(kind, conninfo):
 
 
 SAVERS = {
-    "its own pool": partial(open_checkpointer, setup=False, max_size=1),
-    "a plain pool": partial(on_a_plain_pool, HardenedAsyncPostgresSaver),
+    "its own pool": partial(open_checkpointer, setup=False, max_size=1, batching=False),
+    "a plain pool": partial(on_a_plain_pool, partial(HardenedAsyncPostgresSaver, batching=False)),
 }
 OF_A_THREAD = {
     "aput": lambda saver, thread_id: put(saver, thread_id, 2, a=[1], b=[2]),

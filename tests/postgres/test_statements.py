@@ -46,7 +46,8 @@ async def test_an_error_at_the_commit_is_raised_once(refusing_database, prepare_
 async def test_many_writes_of_one_query_prepare_one_statement(lghard_database):
     """Each prepared statement takes memory of the server for as long as the connection lives."""
     writes = [("messages", number) for number in range(1000)]
-    async with open_checkpointer(lghard_database, setup=False, max_size=1) as saver:
+    alone = open_checkpointer(lghard_database, setup=False, max_size=1, batching=False)
+    async with alone as saver:
         await saver.aput_writes(config_of("t", "1"), writes, "task")
         async with saver.conn.connection() as conn:
             found = await (await conn.execute(PREPARED)).fetchone()

@@ -500,8 +500,9 @@ async def test_upstream_stands_still_behind_one_frozen_backend(scene):
 @pytest.mark.parametrize(("fault", "connection"), [("freeze", "plain")])
 async def test_one_frozen_backend_holds_up_one_run_at_most(scene, expected):
     """All others finish meanwhile, and that one as well, unless a late write could overwrite."""
+    timeout = ATTEMPT_TIMEOUT["freeze"]
     async with open_checkpointer(
-        scene.conninfo, max_size=CONNECTIONS, attempt_timeout=ATTEMPT_TIMEOUT["freeze"]
+        scene.conninfo, max_size=CONNECTIONS, attempt_timeout=timeout, batching=False
     ) as saver:
         gates = scene.begin(saver)
         async with one_frozen(scene, gates):

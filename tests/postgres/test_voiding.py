@@ -333,7 +333,7 @@ def sent(monkeypatch):
 @pytest.mark.parametrize(("pooler", "expected"), [("transaction", [3, 1]), ("none", [1, 1])])
 async def test_a_write_is_one_message(lghard_database, sent, pooler, expected):
     """Behind a pooler with two more statements, and only where it overwrites."""
-    async with open_checkpointer(lghard_database, pooler=pooler) as saver:
+    async with open_checkpointer(lghard_database, pooler=pooler, batching=False) as saver:
         await put(saver, "t", text="value")
         await saver.aput_writes(config_of("t", "1"), [("messages", [1])], "task")
     assert expected == sent
@@ -537,7 +537,7 @@ async def test_what_takes_several_messages_needs_no_table(pooled):
 async def test_a_missing_table_is_remembered(pooled, sent):
     """One message goes twice, and no other."""
     conninfo, _ = pooled
-    async with open_checkpointer(conninfo, setup=False) as saver:
+    async with open_checkpointer(conninfo, setup=False, batching=False) as saver:
         for _ in range(3):
             await put(saver, "t", text="value")
     assert [3, 1, 1, 1] == sent

@@ -1,11 +1,16 @@
 """What the static check says of a type is what happens to its values in another process."""
 
+import json
+import subprocess
+import sys
+
 import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from lghard.state.graph import check_schema
 from lghard.state.report import Severity
 from tests.state.kinds import CASES
-from tests.state.round_trip import CHANGED, EQUAL, RAISED, fates
+from tests.state.round_trip import CHANGED, EQUAL, RAISED, ROOT, fates
 
 RAISING = {"LGS101", "LGS102", "LGS104", "LGS106", "LGS107", "LGS109", "LGS110"}
 
@@ -39,3 +44,29 @@ def test_it_happens(name, become):
         assert all(each.startswith(RAISED) for each in fate), fate
     elif fate:
         assert [CHANGED] * len(fate) == fate
+
+
+SCRIPT = """
+import json
+from dataclasses import dataclass
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from lghard.state.graph import check_schema
+
+@dataclass
+class Mine:
+    x: int = 1
+
+rules = [finding.rule for finding in check_schema(list[Mine]).at_least("warning")]
+kind, data = JsonPlusSerializer().dumps_typed([Mine()])
+print(json.dumps([rules, kind, data.hex()]))
+"""
+
+
+def test_class_of_a_script():
+    """What is defined in __main__ is found by no other process, and comes back as a dict."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rules, kind, data = json.loads(done.stdout)
+    assert ["LGS213"] == rules
+    assert [{"x": 1}] == JsonPlusSerializer().loads_typed((kind, bytes.fromhex(data)))

@@ -15,12 +15,15 @@ from lghard import (
     ManagedPool,
     PoolPlan,
     PoolSettings,
+    ThreadBusyError,
+    ThreadLease,
     close_shared_pools,
     open_checkpointer,
     open_pool,
     open_store,
     plan_pool,
     shared_pool,
+    thread_lock,
 )
 
 Connection = AsyncConnection[DictRow]
@@ -102,3 +105,22 @@ def settings(values: dict[str, Any]) -> None:
     """Fields are typed, and read-only."""
     assert_type(PoolSettings().max_size, int)
     PoolSettings().max_size = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def locks(upstream: AsyncConnectionPool[Connection]) -> None:
+    """Any pool will do, or a checkpointer; the block gets a lease."""
+    async with open_checkpointer() as checkpointer, open_pool() as pool:
+        async with thread_lock(checkpointer, "t", timeout=5, ttl=30.0) as lease:
+            assert_type(lease, ThreadLease)
+            assert_type((lease.thread_id, lease.epoch), tuple[str, int])
+        async with thread_lock(pool, "t"), thread_lock(upstream, "u"):
+            pass
+    thread_lock("postgresql://", "t")  # pyright: ignore[reportArgumentType]
+    thread_lock(upstream, 7)  # pyright: ignore[reportArgumentType]
+
+
+def busy(error: ThreadBusyError) -> None:
+    """It is a timeout, with who has the lock."""
+    timeout: TimeoutError = error
+    assert_type(error.holder, str | None)
+    del timeout
