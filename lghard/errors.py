@@ -13,6 +13,18 @@ class LghardError(Exception):
 
     __module__ = "lghard"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is pickled as its class and `args`, which is too little for keywords.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[LghardError], args: tuple[Any, ...], state: dict[str, Any]) -> LghardError:
+    """An error that comes out of a worker process or a task queue, as it went in."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class ForeignLoopError(LghardError, RuntimeError):
     """Something that belongs to one event loop was used in another.
