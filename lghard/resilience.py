@@ -189,7 +189,8 @@ class CircuitBreaker:
 
     Closed, everybody may go. `failures` failures in a row open it, for `cooldown` seconds in which
     nobody may; then one, the probe, may go: its success closes the circuit, its failure opens it
-    for another `cooldown`. A probe of which nothing is heard for `cooldown` seconds is replaced.
+    for another `cooldown`. If nothing is heard of a probe for `cooldown` seconds, another one may go,
+    and the first of them to succeed closes the circuit.
 
     It does no I/O and knows no clock but the monotonic one, so that threads and event loops can
     share one.
@@ -205,6 +206,7 @@ class CircuitBreaker:
         self._in_a_row = 0
         self._probe_at: float | None = None
         self._age = 0
+        self._opened = 0
         self._lock = Lock()
 
     @property
@@ -235,19 +237,23 @@ class CircuitBreaker:
     def succeed(self, admission: int) -> None:
         """The server has answered this request."""
         with self._lock:
-            if admission == self._age:
+            if self._probe_at is None:
+                if admission == self._age:
+                    self._in_a_row = 0
+            elif admission > self._opened:  # a probe, however late it hears of its success
+                self._probe_at = None
                 self._in_a_row = 0
-                if self._probe_at is not None:
-                    self._probe_at = None
-                    self._age += 1
+                self._age += 1
 
     def fail(self, admission: int) -> None:
         """The server did not answer this request, or said that it cannot."""
         with self._lock:
             if admission == self._age:
                 self._in_a_row += 1
-                if self._probe_at is not None or self._in_a_row >= self._failures:
+                if self._probe_at is not None:
                     self._open(monotonic())
+                elif self._in_a_row >= self._failures:
+                    self._opened = self._open(monotonic())
 
     def leave(self, admission: int) -> None:
         """This request was given up, or ended in a way that says nothing about the server."""

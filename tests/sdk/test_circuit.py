@@ -110,15 +110,30 @@ def test_probe_that_is_given_up(clock: Clock) -> None:
 
 
 def test_probe_of_which_nothing_is_heard(clock: Clock) -> None:
-    """It is replaced, and what it says later does not count any more."""
+    """Another one may go, and a failure of which the first hears later does not count any more."""
     breaker = broken(CircuitBreaker(cooldown=10.0))
     clock.now += 10.0
     lost = admitted(breaker)
     clock.now += 10.0
     second = admitted(breaker)
-    breaker.succeed(lost)
-    assert breaker.is_open
+    clock.now += 4.0
+    breaker.fail(lost)
+    assert (True, 6.0) == (breaker.is_open, breaker.retry_in)
     breaker.succeed(second)
+    assert not breaker.is_open
+
+
+def test_server_that_answers_after_more_than_a_cooldown(clock: Clock) -> None:
+    """It answers: the circuit does not stay open because the next probe has gone by then."""
+    breaker = broken(CircuitBreaker(cooldown=10.0))
+    clock.now += 10.0
+    slow = admitted(breaker)
+    clock.now += 10.0
+    later = admitted(breaker)
+    clock.now += 1.0
+    breaker.succeed(slow)
+    assert not breaker.is_open
+    breaker.fail(later)
     assert not breaker.is_open
 
 
