@@ -189,7 +189,7 @@ class CircuitBreaker:
 
     Closed, everybody may go. `failures` failures in a row open it, for `cooldown` seconds in which
     nobody may; then one, the probe, may go: its success closes the circuit, its failure opens it
-    for another `cooldown`. If nothing is heard of a probe for `cooldown` seconds, another one may go,
+    for another `cooldown`. If nothing is heard of a probe for `cooldown` seconds, another may go,
     and the first of them to succeed closes the circuit.
 
     It does no I/O and knows no clock but the monotonic one, so that threads and event loops can

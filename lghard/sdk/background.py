@@ -4,12 +4,14 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypedDict, cast, overload
+from uuid import UUID
 
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 from langgraph_sdk.errors import NotFoundError
 from langgraph_sdk.schema import Run, ThreadState
 
 from lghard.errors import RunCancelledError, RunDeadlineError, RunFailedError
+from lghard.sdk.ids import server_id
 from lghard.sdk.once import create_run_once
 from lghard.sdk.outcomes import FAILURES, is_transient
 from lghard.sdk.steps import Steps, pauses, walk, walk_sync
@@ -171,7 +173,8 @@ def await_run(
     Args:
         client: A client of `langgraph_sdk`, hardened or not.
         handle: What `start_run` returned, here or in another process, or a run of the SDK.
-        timeout: Seconds to wait; 0 looks once. None: for ever.
+        timeout: Seconds to wait; 0 looks once. None: for ever. A request under way is not cut
+            short: that is what the client's own `timeout` is for.
 
     Returns:
         The run's result; `raise_for_status()` raises what it did not succeed in.
@@ -180,6 +183,7 @@ def await_run(
         RunDeadlineError: The run has not ended by then. It goes on, and may be awaited again. If
             the server could not be reached, the error for that is the cause.
         httpx.HTTPStatusError: The server refuses to tell, as one of `langgraph_sdk.errors`.
+        ValueError: It is no handle: its ids are not UUIDs. Nothing was sent.
 
     Example:
         ```python
@@ -209,7 +213,10 @@ def _start(create: Callable[[], Any]) -> Steps[RunHandle]:
 def _await(client: Client, handle: RunHandle | Run, timeout: float | None) -> Steps[RunResult]:
     limit = float("inf") if timeout is None else timeout
     waits = pauses(limit, first=_FIRST_PAUSE, longest=_LONGEST_PAUSE)
-    ids: RunHandle = {"thread_id": handle["thread_id"], "run_id": handle["run_id"]}
+    ids: RunHandle = {
+        "thread_id": server_id(handle["thread_id"]),
+        "run_id": _checked_run_id(handle["run_id"]),
+    }
     get = partial(client.runs.get, ids["thread_id"], ids["run_id"])
     try:
         while (run := (yield from _patiently(get, waits, ids, limit)))["status"] in _UNFINISHED:
@@ -228,6 +235,15 @@ def _await(client: Client, handle: RunHandle | Run, timeout: float | None) -> St
         get_thread = partial(client.threads.get, ids["thread_id"])
         error = _last_words((yield from _patiently(get_thread, waits, ids, limit)))
     return _result(ids, run["status"], states, error)
+
+
+def _checked_run_id(run_id: object) -> str:
+    """A handle may come from a URL, and a path in it would lead to the run of somebody else."""
+    try:
+        UUID(str(run_id))
+    except ValueError:
+        raise ValueError(f"the run_id of a handle must be a UUID, not {run_id!r}") from None
+    return str(run_id)
 
 
 def _patiently(

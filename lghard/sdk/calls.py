@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from langgraph_sdk.errors import NotFoundError
+from langgraph_sdk.errors import AuthenticationError, NotFoundError, PermissionDeniedError
 from langgraph_sdk.schema import StreamPart
 
 from lghard.errors import RunCancelledError, RunDeadlineError, RunFailedError
 from lghard.sdk.deadlines import Watch
+from lghard.sdk.outcomes import FAILURES, was_never_sent, was_refused
 from lghard.sdk.typed_errors import failed
 
 logger = logging.getLogger("lghard.sdk")
@@ -176,9 +177,8 @@ class RunCall:
             return self.cancelled_when_late
         if isinstance(error, RunCancelledError | RunFailedError):
             return False
-        # An error of the server's before it has named a run means that there is none.
-        is_refused = self.run_id is None and isinstance(error, httpx.HTTPStatusError)
-        return self.cancelled_by_us and not is_refused
+        there_is_none = self.run_id is None and (was_refused(error) or was_never_sent(error))
+        return self.cancelled_by_us and not there_is_none
 
     def annotate(self, error: BaseException, problem: str | None) -> None:
         """Say so if the run could not be cancelled."""
@@ -231,10 +231,8 @@ class RunCall:
             )
         if status == "error" and self.raises:
             # Its words were in an event that got lost, but they are kept.
-            answer = yield Ask("GET", f"{self.path}/join")
-            words = answer.get("__error__") if isinstance(answer, dict) else None
-            unknown = {"error": "Error", "message": "the graph failed"}
-            raise failed(words or unknown, **self._ids(), url=self.base_url)
+            words = (yield from self._words()) or {"error": "Error", "message": "the graph failed"}
+            raise failed(words, **self._ids(), url=self.base_url)
 
     def deadline_error(self, watch: Watch) -> RunDeadlineError:
         """Return the error for the limit that has passed."""
@@ -267,9 +265,19 @@ class RunCall:
                 run = yield Ask("GET", f"{self.path}")
             except NotFoundError:
                 return None
+            except (AuthenticationError, PermissionDeniedError) as error:
+                logger.warning("how %s ended may not be read, so it may be a part: %s", self, error)
+                break
             if run and run["status"] not in _UNFINISHED:
                 break
         return run
+
+    def _words(self) -> Generator[Ask | Sleep, Any, Mapping[str, object] | None]:
+        try:
+            answer = yield Ask("GET", f"{self.path}/join")
+        except FAILURES:
+            return None  # that the run has failed is known without them
+        return answer.get("__error__") if isinstance(answer, dict) else None
 
     def _reason(self, run: Mapping[str, Any] | None, name: str) -> Generator[Ask | Sleep, Any, str]:
         if run is None or name == "UserRollback":
@@ -278,7 +286,10 @@ class RunCall:
             return "timed out"
         if run.get("cancel_reason") or self.path is None:
             return str(run.get("cancel_reason") or "cancelled")
-        newer = yield Ask("GET", f"/threads/{self.thread_id}/runs", params={"limit": 10})
+        try:
+            newer = yield Ask("GET", f"/threads/{self.thread_id}/runs", params={"limit": 10})
+        except FAILURES:
+            return "cancelled"  # that much is known
         return "superseded" if any(_supersedes(other, run) for other in newer) else "cancelled"
 
     def _epitaph(self, reason: str) -> str:
@@ -293,8 +304,10 @@ class RunCall:
 
 def _supersedes(other: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
     """Whether `other` was there when `run` ended, and told to interrupt it."""
+    times: list[Any] = [run.get("created_at"), other.get("created_at"), run.get("updated_at")]
     return (
         other["run_id"] != run["run_id"]
         and other.get("multitask_strategy") == "interrupt"
-        and run["created_at"] <= other["created_at"] <= run["updated_at"]
+        and None not in times
+        and times == sorted(times)
     )

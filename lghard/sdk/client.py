@@ -62,7 +62,7 @@ class HardenedClient(LangGraphClient):
         self.store = StoreClient(self.http)
 
     def __repr__(self) -> str:
-        return f"<HardenedClient {self.http.client.base_url}, {self.policy!r}>"
+        return f"<HardenedClient {self.http.client.base_url!r}, {self.policy!r}>"
 
 
 class HardenedSyncClient(SyncLangGraphClient):
@@ -83,7 +83,7 @@ class HardenedSyncClient(SyncLangGraphClient):
         self.store = SyncStoreClient(self.http)
 
     def __repr__(self) -> str:
-        return f"<HardenedSyncClient {self.http.client.base_url}, {self.policy!r}>"
+        return f"<HardenedSyncClient {self.http.client.base_url!r}, {self.policy!r}>"
 
 
 @overload
@@ -104,7 +104,8 @@ def harden_client(
     """Return a client with safe defaults over the connections of one that exists.
 
     In-process clients (`url=None`) work as well. The given client stays what it was; both share
-    their connections, so closing one closes the other.
+    their connections, so closing one closes the other. What belongs to the connections is kept
+    (transports, authentication, event hooks); what a subclass adds to the SDK's own classes is not.
 
     Args:
         client: A client of `langgraph_sdk`, or one that is hardened already and gets another

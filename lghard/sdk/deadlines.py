@@ -10,6 +10,7 @@ import asyncio
 import math
 import socket
 import threading
+from contextlib import suppress
 from time import monotonic
 from typing import Self
 
@@ -53,7 +54,7 @@ class Watch:
         return min(self._ends_at, silence) - monotonic()
 
     def begun(self) -> None:
-        """The first event has arrived: from here on, silence counts."""
+        """The first event has arrived, or none is expected: from here on, silence counts."""
         self._kind, self._limit = "idle_timeout", self._idle
 
     def begins(self) -> None:
@@ -156,7 +157,7 @@ class SyncWatch(Watch):
         super().__init__(policy, has_events=has_events)
         self._over = threading.Event()
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._response: httpx.Response | None = None
 
     def __enter__(self) -> Self:
         self.wait()
@@ -185,17 +186,15 @@ class SyncWatch(Watch):
 
     def reads(self, response: httpx.Response) -> None:
         """From here on the thread waits for this response."""
-        stream = response.extensions.get("network_stream")
-        found = stream.get_extra_info("socket") if stream is not None else None
         with self._lock:
-            self._socket = found if isinstance(found, socket.socket) else None
+            self._response = response
             if self.expired:
                 self._wake()
 
     def rests(self) -> None:
         """From here on the connection may be anybody's."""
         with self._lock:
-            self._socket = None
+            self._response = None
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but not beyond the limits."""
@@ -209,9 +208,12 @@ class SyncWatch(Watch):
                     return
 
     def _wake(self) -> None:
-        if self._socket is not None:
-            try:
+        # The connection of a response that was read to its end may serve another thread by now.
+        if self._response is None or self._response.is_closed:
+            return
+        stream = self._response.extensions.get("network_stream")
+        found = stream.get_extra_info("socket") if stream is not None else None
+        if isinstance(found, socket.socket):
+            with suppress(OSError):  # it is closed already
                 # The method of an SSLSocket would also change what the other thread is using.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-            except OSError:
-                return  # it is closed already
+                socket.socket.shutdown(found, socket.SHUT_RDWR)

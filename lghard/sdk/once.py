@@ -442,8 +442,8 @@ def _checked(thread_id: str | None, arguments: Mapping[str, Any]) -> dict[str, A
 
 
 def _if_not_exists(client: Client, arguments: Mapping[str, Any]) -> str:
-    policy = getattr(client, "policy", None)
-    return arguments.get("if_not_exists") or getattr(policy, "if_not_exists", None) or "reject"
+    own = getattr(getattr(client, "policy", None), "if_not_exists", None)
+    return arguments.get("if_not_exists", own) or "reject"
 
 
 def _fingerprint(thread_id: str, assistant_id: str, arguments: Mapping[str, Any]) -> str:

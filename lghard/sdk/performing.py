@@ -12,6 +12,7 @@ from langgraph_sdk.client import HttpClient, SyncHttpClient
 
 from lghard.sdk.calls import Ask, RunCall, Sleep, Steps
 from lghard.sdk.deadlines import SyncWatch
+from lghard.sdk.outcomes import FAILURES
 
 CANCEL_TIMEOUT = 2.0
 """Seconds that somebody who has given up waits for the server to hear of it."""
@@ -26,7 +27,7 @@ async def perform(http: HttpClient, steps: Steps, headers: Mapping[str, str] | N
     while (step := _next(advance)) is not None:
         try:
             answer = await _answer(http, step, headers)
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             advance = partial(steps.throw, error)
         else:
             advance = partial(steps.send, answer)
@@ -43,7 +44,7 @@ def perform_sync(
     while (step := _next(advance)) is not None:
         try:
             answer = _sync_answer(http, step, headers, watch)
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             advance = partial(steps.throw, error)
         else:
             advance = partial(steps.send, answer)
@@ -81,14 +82,14 @@ def cancel_sync(http: SyncHttpClient, call: RunCall) -> str | None:
 async def _cancel(http: HttpClient, call: RunCall) -> str | None:
     try:
         return _verdict(await http.client.post(f"{call.path}/cancel", **_cancelling(call)))
-    except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client is closed
+    except Exception as error:  # also the caller's own, of his `auth` or hooks: it hides no other
         return repr(error)
 
 
 def _cancel_sync(http: SyncHttpClient, call: RunCall) -> str | None:
     try:
         return _verdict(http.client.post(f"{call.path}/cancel", **_cancelling(call)))
-    except (httpx.HTTPError, RuntimeError) as error:
+    except Exception as error:
         return repr(error)
 
 

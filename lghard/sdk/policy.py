@@ -38,9 +38,10 @@ class RunPolicy:
         deadline: Seconds until a run must be done, from the request on. The server's own limit
             used to be an hour, and is a day now (`BG_JOB_TIMEOUT_SECS`).
         first_event_timeout: Seconds until a stream must show its first event, which a server
-            sends when it begins to work on the run.
-        idle_timeout: Seconds that a stream may be silent between two events. It is the SDK's own
-            read timeout, which the heartbeats of a server defeat.
+            sends when it begins to work on the run: a queued one has to wait for that.
+        idle_timeout: Seconds that a stream may be silent between two events, or a joined one
+            before the first. It is the SDK's own read timeout, which the heartbeats of a server
+            defeat.
         retries: How often a read or an idempotent write is tried again. What starts a run never
             is.
         circuit: Whether to stop calling a server that fails, until it answers again.

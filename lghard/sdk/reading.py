@@ -38,6 +38,8 @@ class CallHttp(HttpClient):
         call, ended = self._call, False
         request["on_response"] = call.notice(on_response)
         with AsyncWatch(self._policy, has_events=True) as watch:
+            if not call.from_beginning:
+                watch.begun()
             try:
                 await perform(self._http, call.prepare(), call.headers)
                 call.is_sent = True
@@ -110,7 +112,7 @@ class CallHttp(HttpClient):
     async def _leave(self, error: BaseException, watch: AsyncWatch) -> None:
         """Raise what has happened, once the server has heard that nobody waits any more."""
         call, failure = self._call, error
-        if isinstance(error, CancelledError) and watch.caught():
+        if watch.caught() and isinstance(error, CancelledError | httpx.HTTPError):
             failure = call.deadline_error(watch)
         elif isinstance(error, httpx.HTTPStatusError):
             failure = typed(error)

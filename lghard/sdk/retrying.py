@@ -1,5 +1,6 @@
 """Reads and idempotent writes, tried again when a failure may pass by itself."""
 
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
@@ -55,8 +56,10 @@ class Retries:
                 raise
             return None  # an earlier attempt has ended what this one did not find any more
 
-    def run_sync(self, repeat: Repeat, request: Callable[[], T]) -> T | None:
-        """The same for a sync client."""
+    def run_sync(
+        self, repeat: Repeat, request: Callable[[], T], sleep: Callable[[float], None]
+    ) -> T | None:
+        """The same for a sync client, which nobody can wake but `sleep`."""
         self._quota.begin()
         try:
             return request()
@@ -70,7 +73,7 @@ class Retries:
             return request()
 
         try:
-            return Retrying(**self._options(repeat))(attempt)
+            return Retrying(**self._options(repeat), sleep=sleep)(attempt)
         except NotFoundError:
             if repeat is not Repeat.ENDING:
                 raise
@@ -155,32 +158,38 @@ class RetryingHttp(HttpClient):
 
 
 class RetryingSyncHttp(SyncHttpClient):
-    """A `SyncHttpClient` that repeats what may be repeated."""
+    """A `SyncHttpClient` that repeats what may be repeated.
+
+    Attributes:
+        sleep: What waits between two attempts.
+    """
 
     def __init__(self, client: httpx.Client, retries: Retries) -> None:
         super().__init__(client)
         self._retries = retries
+        self.sleep: Callable[[float], None] = time.sleep
+
+    def _run(self, repeat: Repeat, request: Callable[[], Any]) -> Any:
+        return self._retries.run_sync(repeat, request, self.sleep)
 
     def get(self, path: str, **request: Any) -> Any:
         """Send a `GET` request."""
-        return self._retries.run_sync(Repeat.FREELY, partial(super().get, path, **request))
+        return self._run(Repeat.FREELY, partial(super().get, path, **request))
 
     def post(self, path: str, *, json: Any, **request: Any) -> Any:
         """Send a `POST` request."""
-        return self._retries.run_sync(
+        return self._run(
             repeat_of("POST", path, json), partial(super().post, path, json=json, **request)
         )
 
     def put(self, path: str, **request: Any) -> Any:
         """Send a `PUT` request."""
-        return self._retries.run_sync(repeat_of("PUT", path), partial(super().put, path, **request))
+        return self._run(repeat_of("PUT", path), partial(super().put, path, **request))
 
     def patch(self, path: str, **request: Any) -> Any:
         """Send a `PATCH` request."""
-        return self._retries.run_sync(
-            repeat_of("PATCH", path), partial(super().patch, path, **request)
-        )
+        return self._run(repeat_of("PATCH", path), partial(super().patch, path, **request))
 
     def delete(self, path: str, **request: Any) -> None:
         """Send a `DELETE` request."""
-        self._retries.run_sync(repeat_of("DELETE", path), partial(super().delete, path, **request))
+        self._run(repeat_of("DELETE", path), partial(super().delete, path, **request))

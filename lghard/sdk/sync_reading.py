@@ -14,6 +14,7 @@ from lghard.sdk.calls import RunCall
 from lghard.sdk.deadlines import SyncWatch
 from lghard.sdk.performing import cancel_sync, perform_sync
 from lghard.sdk.policy import RunPolicy
+from lghard.sdk.retrying import RetryingSyncHttp
 from lghard.sdk.typed_errors import typed
 
 OnResponse = Callable[[httpx.Response], None] | None
@@ -37,6 +38,8 @@ class SyncCallHttp(SyncHttpClient):
         """Yield the events of a run, and tell at the end how it ended."""
         call, ended = self._call, False
         with SyncWatch(self._policy, has_events=True) as watch:
+            if not call.from_beginning:
+                watch.begun()
             http = self._timed(watch)
             request["on_response"] = self._looking(on_response, watch)
             try:
@@ -121,6 +124,8 @@ class SyncCallHttp(SyncHttpClient):
         """Return the client's way to the server, with timeouts that end with the limits."""
         http = copy(self._http)
         http.client = cast("httpx.Client", _TimedClient(self._http.client, watch))
+        if isinstance(http, RetryingSyncHttp):
+            http.sleep = watch.sleep
         return http
 
     def _looking(

@@ -6,7 +6,7 @@ started are cancelled.
 """
 
 from asyncio import CancelledError
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from copy import copy
 from functools import wraps
@@ -53,7 +53,7 @@ class Session(Generic[H]):
         """Return what the session begins with: its thread is created, if its id says with what."""
         return RunCall(thread_id=thread_id, base_url=self.http.client.base_url, metadata=metadata)
 
-    def calls(self, thread_id: str) -> list[RunCall]:
+    def calls(self, thread_id: str, headers: Mapping[str, str] | None) -> list[RunCall]:
         """Return the session's runs as what can be cancelled."""
         is_cancelled = self.policy.on_disconnect == "cancel"
         return [
@@ -61,6 +61,7 @@ class Session(Generic[H]):
                 thread_id=thread_id,
                 run_id=run_id,
                 base_url=self.http.client.base_url,
+                headers=headers,
                 cancelled_when_late=is_cancelled,
             )
             for run_id in (*self.run_ids,) or (None,)
@@ -131,11 +132,11 @@ class HardenedThreadStream(AsyncThreadStream):
                 await self._leave(exc)
 
     async def _leave(self, error: BaseException | None) -> None:
-        is_late = isinstance(error, CancelledError) and self._watch.caught()
+        is_late = self._watch.caught() and isinstance(error, CancelledError)
         self._watch.stop()
         if not is_late:
             return
-        calls = self._session.calls(self.thread_id)
+        calls = self._session.calls(self.thread_id, self._headers)
         failure = calls[-1].deadline_error(self._watch)
         for call in calls:
             if call.must_cancel(failure):
@@ -198,11 +199,11 @@ class HardenedSyncThreadStream(SyncThreadStream):
             is_late = self._watch.expired is not None
             self._watch.stop()
             super().__exit__(exc_type, exc, tb)
-            if is_late:
-                raise self._late() from None
+            if is_late and (exc is None or isinstance(exc, Exception)):
+                raise self._late() from exc
 
     def _late(self) -> RunDeadlineError:
-        calls = self._session.calls(self.thread_id)
+        calls = self._session.calls(self.thread_id, self._headers)
         failure = calls[-1].deadline_error(self._watch)
         for call in calls:
             if call.must_cancel(failure):

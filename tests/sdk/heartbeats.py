@@ -24,6 +24,7 @@ class Heartbeats:
         shows_event: Whether a stream has a first event.
         freezes: Whether it takes requests, and is silent.
         cancelled: The paths of cancellations it was asked for.
+        heads: The first lines and headers of all requests.
         open: How many responses are under way.
         beats: How many heartbeats it has sent.
     """
@@ -32,12 +33,14 @@ class Heartbeats:
     shows_event: bool = False
     freezes: bool = False
     cancelled: list[str] = field(default_factory=list)
+    heads: list[bytes] = field(default_factory=list)
     open: int = 0
     beats: int = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
+                self.heads.append(head)
                 length = next(
                     (
                         int(line[15:])

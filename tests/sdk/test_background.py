@@ -23,6 +23,7 @@ from lghard import (
 from lghard.testing import FaultProxy, LangGraphServer
 from tests.sdk.answering import answering
 from tests.sdk.conftest import Effects
+from tests.sdk.wire import RUN, THREAD
 
 Client = LangGraphClient | SyncLangGraphClient
 
@@ -190,7 +191,7 @@ async def test_server_that_refuses_to_tell() -> None:
         upstream.answers = [(401, {})]
         async with langgraph_sdk.get_client(url=upstream.url, api_key=None) as client:
             with pytest.raises(AuthenticationError):
-                await await_run(client, {"thread_id": "t", "run_id": "r"})
+                await await_run(client, {"thread_id": THREAD, "run_id": RUN})
         assert 1 == len(upstream.requests)
 
 
