@@ -20,6 +20,8 @@ from lghard.sdk.policy import RunPolicy
 
 _SLACK = 0.05
 """Seconds by which a socket's own timeout lags behind the limit that it stands for."""
+_DAY = 86400.0
+"""Seconds after which a watch looks again in any case: no clock can be set to any number."""
 
 
 class Watch:
@@ -70,7 +72,7 @@ class Watch:
     def timeout(self, own: httpx.Timeout) -> httpx.Timeout:
         """Return a client's own timeout, shortened to end with the limits."""
         left = max(0.0, self.left()) + _SLACK
-        if left == math.inf:
+        if left > _DAY:
             return own
         return httpx.Timeout(
             **{
@@ -88,7 +90,7 @@ class Watch:
 
         At the latest after the shortest limit, which may begin in the meantime.
         """
-        return max(0.0, min(self.left(), self._first, self._idle))
+        return max(0.0, min(self.left(), self._first, self._idle, _DAY))
 
     def _expire(self) -> bool:
         """Find out whether a limit has passed."""

@@ -150,6 +150,12 @@ def test_retry_after_does_not_outlast_the_deadline(monkeypatch: pytest.MonkeyPat
         client.sdk.runs.wait(THREAD, "agent")
 
 
+async def test_limit_beyond_all_clocks(kind: str) -> None:
+    """It is one, and nothing that watches it fails."""
+    client = open_on(kind, told(run={"run_id": RUN, "status": "success"}), RunPolicy(deadline=1e15))
+    assert {"text": "done"} == await client.call("runs.wait", THREAD, "agent")
+
+
 @pytest.mark.parametrize("is_closed", [True, False])
 def test_connection_that_may_be_somebody_elses_is_left_alone(is_closed: bool) -> None:
     """One whose response was read to its end has gone back to the pool, for other threads."""
