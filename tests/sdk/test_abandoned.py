@@ -22,9 +22,9 @@ POLICIES = pytest.mark.parametrize(
 )
 
 
-def work(key: str) -> dict[str, Any]:
+def work(key: str, pause: float = 0.5) -> dict[str, Any]:
     """An input for a run that takes a while; a step is half a second away from the next."""
-    return {"key": key, "steps": STEPS, "pause": 0.5}
+    return {"key": key, "steps": STEPS, "pause": pause}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ async def test_upstream_abandoned_stream_leaves_the_run(
     """The stock client's run does every step, for nobody."""
     client, key = await connect(stock=True), effects.new_key()
     thread_id = await client.new_thread()
-    await leave(client, thread_id, "slow", input=work(key), stream_mode="updates")
+    await leave(client, thread_id, "slow", input=work(key, 0.2), stream_mode="updates")
     await until(lambda: effects.steps(key) == [*range(STEPS)])
 
 
@@ -199,7 +199,7 @@ async def test_stream_that_is_kept_but_not_read_goes_on(
     """Nobody has left while the stream is open: the connection is there, and so is the run."""
     client, key = await connect(), effects.new_key()
     thread_id = await client.new_thread()
-    stream = client.sdk.runs.stream(thread_id, "slow", input=work(key), stream_mode="updates")
+    stream = client.sdk.runs.stream(thread_id, "slow", input=work(key, 0.2), stream_mode="updates")
     if client.is_async:
         await anext(stream)
     else:
@@ -230,7 +230,7 @@ async def test_explicit_continue_leaves_the_run(
         client,
         thread_id,
         "slow",
-        input=work(key),
+        input=work(key, 0.2),
         stream_mode="updates",
         on_disconnect="continue",
     )

@@ -122,7 +122,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def keys(effects: Effects, kind: str) -> list[str]:
     """One key for each trial. Both kinds of client take the same steps, so one takes fewer."""
-    return [effects.new_key() for _ in range({"async": 200, "sync": 50}[kind])]
+    return [effects.new_key() for _ in range({"async": 200, "sync": 20}[kind])]
 
 
 async def test_naive_retry_runs_twice(
