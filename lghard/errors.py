@@ -5,7 +5,7 @@ has none. One that is also a psycopg or SDK class lives in its room.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 
 class LghardError(Exception):
@@ -14,8 +14,9 @@ class LghardError(Exception):
     __module__ = "lghard"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is pickled as its class and `args`, which is too little for keywords.
-        return _restored, (type(self), self.args, self.__dict__)
+        # An exception is made anew from its `args`, which is too little where it has keywords.
+        reduced = cast("tuple[Any, ...]", super().__reduce__())
+        return _restored, (*reduced[:2], reduced[2] if len(reduced) > 2 else {})  # noqa: PLR2004
 
 
 def _restored(kind: type[LghardError], args: tuple[Any, ...], state: dict[str, Any]) -> LghardError:

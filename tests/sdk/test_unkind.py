@@ -14,6 +14,7 @@ from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 from lghard import (
     CircuitOpenError,
     LghardError,
+    PoolOpenError,
     RunCancelledError,
     RunDeadlineError,
     RunFailedError,
@@ -305,6 +306,7 @@ IDS = {"thread_id": THREAD, "run_id": RUN}
         RunDeadlineError("late", limit="deadline", seconds=2.0, **IDS),
         RunFailedError("ValueError", "no", **IDS),
         CircuitOpenError("no", retry_in=2.0, request=httpx.Request("GET", "http://server")),
+        PoolOpenError("no pool"),
     ],
 )
 def test_errors_come_out_of_worker_processes(error: LghardError) -> None:
