@@ -14,7 +14,9 @@ from lghard.state.rules import finding
 # In megabytes: what is written again at each change of a channel.
 LARGE = 10.0
 
-_SAMPLES = 8
+_SAMPLES = 4
+_SMALL = {int, float, bool, type(None)}
+_FEW = 64
 _DEEPEST = 4
 _MOST = 100_000
 _LONGEST = 60
@@ -58,13 +60,15 @@ def _weight(value: Any, level: int) -> float:  # noqa: PLR0911
     kind = type(value)
     if kind is str or kind is bytes or kind is bytearray:
         return float(len(value))
-    if level == _DEEPEST:
+    if kind in MESSAGES:
+        content = value.__dict__["content"]
+        return float(len(content)) if type(content) is str else _weight(content, level + 1)
+    if level == _DEEPEST or kind in _SMALL:
         return 10.0
     if kind is list or kind is tuple:
-        step = max(1, len(value) // _SAMPLES)
-        sample = value[::step]
+        sample = value[:: max(1, -(-len(value) // _SAMPLES))]
         return sum(_weight(item, level + 1) for item in sample) * len(value) / (len(sample) or 1)
-    if kind is dict and len(value) <= _SAMPLES * _SAMPLES:
+    if kind is dict and len(value) <= _FEW:
         return sum(_weight(item, level + 1) for item in value.values())
     if inherits(kind, "numpy", "ndarray"):
         return float(value.nbytes)
