@@ -35,9 +35,11 @@ from lghard import (
     Role,
     ThreadAccess,
     ThreadAccessError,
+    ThreadBusyError,
     ThreadIdError,
     ThreadNamespace,
     open_checkpointer,
+    thread_lock,
 )
 from lghard.testing import temporary_postgres
 
@@ -100,13 +102,17 @@ class Answer(BaseModel):
     answer: str
 
 
-async def conversation(request: Request, question: Question, me: Me) -> RunnableConfig:
+async def conversation(
+    request: Request, question: Question, me: Me
+) -> AsyncIterator[RunnableConfig]:
     """The config of the thread, from the verified claims and the name of the session."""
     config = threads.config(tenant=me.tenant, user=me.user, session=question.session)
-    # Several replicas: this look and the run in one `async with thread_lock(pool, thread_id)`.
-    state = await request.app.state.graph.aget_state(config)
-    access.authorize_write(me, config["configurable"]["thread_id"], state)
-    return config
+    thread_id = config["configurable"]["thread_id"]
+    # Nobody else, in whichever replica, writes between this look and the end of the run.
+    async with thread_lock(request.app.state.checkpointer, thread_id):
+        state = await request.app.state.graph.aget_state(config)
+        access.authorize_write(me, thread_id, state)
+        yield config
 
 
 Conversation = Annotated[RunnableConfig, Depends(conversation)]
@@ -126,6 +132,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     builder.add_node("agent", agent)
     builder.add_edge(START, "agent")
     async with open_checkpointer() as checkpointer:  # LGHARD_DATABASE_URI, POSTGRES_URI, …
+        app.state.checkpointer = checkpointer
         app.state.graph = builder.compile(checkpointer=checkpointer)
         yield
 
@@ -143,6 +150,11 @@ async def no_id(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, status_code=422)
 
 
+@app.exception_handler(ThreadBusyError)
+async def busy(_: Request, __: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "this conversation is busy"}, status_code=409)
+
+
 @app.post("/questions")
 async def ask(request: Request, question: Question, config: Conversation) -> Any:
     """Say something in a conversation of one's own."""
@@ -158,8 +170,9 @@ async def answer(request: Request, given: Answer, me: Me) -> Any:
     config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
     answers = {given.interrupt_id: given.answer}
     graph = request.app.state.graph
-    access.authorize_resume(me, thread_id, await graph.aget_state(config), answers)
-    return await reply(graph, Command(resume=answers), config)
+    async with thread_lock(request.app.state.checkpointer, thread_id):
+        access.authorize_resume(me, thread_id, await graph.aget_state(config), answers)
+        return await reply(graph, Command(resume=answers), config)
 
 
 async def reply(graph: Any, what: Any, config: RunnableConfig) -> dict[str, Any]:

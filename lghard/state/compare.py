@@ -138,7 +138,11 @@ def _inner(path: Path, old: Any, new: Any) -> Iterable[tuple[Path, Any, Any]]:
 
 
 def _items(path: Path, old: Any, new: Any) -> Iterator[tuple[Path, Any, Any]]:
-    """Keys keep their order on the way."""
+    """Keys keep their order on the way, unless a typed dict says otherwise."""
+    if all(type(key) is str for held in (old, new) for key in dict.keys(held)):
+        for key in dict.fromkeys((*old, *new)):
+            yield path[key], dict.get(old, key, MISSING), dict.get(new, key, MISSING)
+        return
     for (a, x), (b, y) in zip(dict.items(old), dict.items(new), strict=True):
         if a is not b:
             yield path.key(a), a, b

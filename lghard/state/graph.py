@@ -36,11 +36,12 @@ from lghard.state.annotations import (
     type_name,
 )
 from lghard.state.check_settings import CheckSettings
+from lghard.state.found import Found, Place
 from lghard.state.report import Finding, Report, Severity
 from lghard.state.rules import RULES, finding
 from lghard.state.serializers import Name, serialization_of
 from lghard.state.source import Site
-from lghard.state.types import Found, Place, Profile, TypeWalk
+from lghard.state.types import Profile, TypeWalk
 
 _TASKS = "__pregel_tasks"
 _PLAIN = (NamedBarrierValue, NamedBarrierValueAfterFinish)

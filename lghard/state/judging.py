@@ -161,7 +161,7 @@ def _key(path: Path, key: Any, *, dumped: bool = False) -> list[Note]:  # noqa: 
     if dumped and tuple in mro and kind is not tuple:
         return [("LGS302", place, {"type": spelled(kind), "back": "tuple"})]
     if kind is tuple:
-        return [(rule, place, fields) for k in key for rule, _, fields in _key(path, k)]
+        return [note for k in key for note in _part_of_key(path, place, k)]
     if kind is int:
         return list(_int(place, key, Place()).findings)
     if kind is str:
@@ -181,6 +181,14 @@ def _key(path: Path, key: Any, *, dumped: bool = False) -> list[Note]:  # noqa: 
         back_to = "int" if int in mro else "bytes" if kind is memoryview else "str"
         return [("LGS302", place, {"type": spelled(kind), "back": back_to})]
     return [("LGS104", place, {"type": spelled(kind)})]
+
+
+def _part_of_key(path: Path, place: Path, part: Any) -> list[Note]:
+    """In a tuple, a surrogate is replaced; as a key of its own, it is refused."""
+    at = inline_surrogate(part) if type(part) is str else None
+    if at is not None:
+        return [("LGS221", place, {"at": at})]
+    return [(rule, place, fields) for rule, _, fields in _key(path, part)]
 
 
 def _native(base: type, rule: str, judged: Callable[..., Verdict]) -> Callable[..., Verdict]:
@@ -228,6 +236,8 @@ def _deque(path: Path, value: deque[Any], place: Place) -> Verdict:
 
 def _datetime(path: Path, value: datetime, place: Place) -> Verdict:  # noqa: ARG001
     zone = value.tzinfo
+    if type(zone) is timezone and zone.utcoffset(None).microseconds:
+        return _noted("LGS305", path, back="an offset without microseconds")
     if zone is not None and type(zone) is not timezone:
         back = "a fixed offset" if is_trusted(module_of(type(zone))) else "what its code says"
         return _noted("LGS305", path, back=back)
@@ -430,15 +440,19 @@ def _enum(path: Path, value: Any, place: Place) -> Verdict:
     if overridden or not issubclass(EnumMeta, type(kind)) or own_code(kind, "__getattr__"):
         notes.append(("LGS404", path, {"type": spelled(kind), "code": "value"}))
     if (type(member) is float and isnan(member)) or not _scalar(path, member):
-        notes.append(("LGS222", path, {"type": spelled(kind)}))
-    elif own_code(kind, "_missing_") and member not in kind._value2member_map_:
-        notes.append(("LGS404", path, {"type": spelled(kind), "code": "_missing_"}))
+        own = own_code(kind, "_missing_")
+        found = {"type": spelled(kind), **({"code": own} if own else {})}
+        notes.append(("LGS404" if own else "LGS222", path, found))
+    if type(member) is tuple:
+        return Verdict(tuple(notes), boxed=True, stored_as=_stored(kind))
     inner = ((path.attribute("value"), member, place.inside(kind)),)
     return Verdict(tuple(notes), inner, boxed=True, stored_as=_stored(kind))
 
 
 def _scalar(path: Path, member: object) -> bool:
     plain = (str, int, float, bool, bytes, type(None), UUID, Decimal, date, timedelta)
+    if type(member) is frozenset:
+        return all(_scalar(path, inner) for inner in member)
     return type(member) in plain and not (
         type(member) is str and judge(path, member, Place()).findings
     )
@@ -474,7 +488,8 @@ def _dataclass(path: Path, value: Any, place: Place) -> Verdict:
     notes = [*_named(path, kind, "a dict")]
     if not place.dumped:
         notes += _constructor(path, kind, fields)
-        notes += _undeclared(path, value, fields)
+        kept = {n for n, f in fields.items() if f._field_type is not _CLASS_VAR}
+        notes += _undeclared(path, value, kept)
     inside = place.inside(kind)
     real = [n for n, f in fields.items() if getattr(f, "_field_type", None) is not _INIT_VAR]
     real = [n for n in real if fields[n]._field_type is not _CLASS_VAR]

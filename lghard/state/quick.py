@@ -9,7 +9,7 @@ may be the mark of bytes, orjson, which takes none of the three, looks again.
 """
 
 from collections.abc import Callable
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from operator import itemgetter
 from typing import Any
@@ -274,7 +274,7 @@ def _nothing(value: Any) -> None:
 
 
 def _datetime_view(value: datetime) -> None:
-    if value.fold or (value.tzinfo is not None and type(value.tzinfo) is not timezone):
+    if value.fold or (value.tzinfo is not None and value.tzinfo is not UTC):
         raise LookCloselyError
 
 

@@ -19,11 +19,11 @@ import typing
 import uuid
 import zoneinfo
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import typing_extensions
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import SecretBytes, SecretStr
 
 from lghard.state import classes
 from lghard.state import core_schema as models
@@ -43,73 +43,34 @@ from lghard.state.annotations import (
     strip,
     type_name,
 )
-from lghard.state.report import Finding, Severity
-from lghard.state.rules import RULES, finding
+from lghard.state.class_kinds import (
+    has_enum_default,
+    has_tuple,
+    is_dumped_to_dict,
+    is_enum,
+    is_from,
+    is_message,
+    is_named,
+    is_namedtuple,
+    is_parametrized,
+    is_pure_path,
+    is_runnable,
+    is_users,
+    is_v1_model,
+    members_or_itself,
+    owner,
+    scalar_of,
+    subclasses,
+    tells_apart,
+)
+from lghard.state.found import Found, Place, found_by
+from lghard.state.report import Severity
+from lghard.state.rules import RULES
 from lghard.state.serializers import SAFE, Name, Serialization
 from lghard.state.source import Site
 from lghard.state.unions import confusions, typed_dict_fields
 
 Profile = Literal["json"]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A finding whose path is not complete yet.
-
-    Attributes:
-        rule: its id.
-        fields: what the rule's message wants to be told.
-        steps: the path from the type down, ".plan", "[*]".
-        sites: where a comment may say that it is ignored.
-        severity: if not the rule's own.
-    """
-
-    rule: str
-    fields: tuple[tuple[str, object], ...] = ()
-    steps: tuple[str, ...] = ()
-    sites: tuple[Site, ...] = ()
-    severity: Severity | None = None
-
-    def under(self, step: str, site: Site | None = None) -> "Found":
-        """The same, one step further from its type."""
-        sites = self.sites if site is None else (site, *self.sites)
-        return replace(self, steps=(step, *self.steps), sites=sites)
-
-    @property
-    def ignored(self) -> bool:
-        """A comment says so."""
-        return any(site.ignores(self.rule) for site in self.sites)
-
-    def at(self, path: str) -> Finding:
-        """The finding."""
-        known = {"channel": path} | dict(self.fields)
-        made = finding(self.rule, path + "".join(self.steps), **known)
-        return made if self.severity is None else replace(made, severity=self.severity)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a type stands, as far as that changes what is done with its values.
-
-    Attributes:
-        dumped: inside a pydantic model, whose dump has plain dicts in place of classes.
-        healed: pydantic validates it on the way back.
-        inline: it is a channel's own value, which Postgres keeps as JSON.
-        union: other types are possible here, so that a value may be taken for one of those.
-        outer: the class around it.
-        shape: the annotation of the channel.
-    """
-
-    dumped: bool = False
-    healed: bool = False
-    inline: bool = False
-    union: bool = False
-    outer: str = ""
-    shape: str = ""
-
-    def inside(self) -> "Place":
-        """One level down."""
-        return replace(self, inline=False, union=False)
 
 
 # What comes back as it was, whatever is around it.
@@ -161,11 +122,6 @@ _RAISING = frozenset({"LGS101", "LGS102", "LGS104", "LGS106", "LGS107", "LGS109"
 _KEYS = frozenset({str, int, float, bool, bytes, type(None)})
 _BECOME_STR = (uuid.UUID, dt.date, dt.time)
 _LIMIT = 60
-_MANY = 1000
-
-
-def _found(rule: str, severity: Severity | None = None, /, **fields: object) -> Found:
-    return Found(rule, tuple(fields.items()), severity=severity)
 
 
 class TypeWalk:
@@ -192,7 +148,7 @@ class TypeWalk:
         if key in self._seen:
             return self._seen[key]
         if self._depth > _LIMIT:
-            return (_found("LGS316", annotation="an annotation nested without end"),)
+            return (found_by("LGS316", annotation="an annotation nested without end"),)
         self._seen[key] = ()  # what a recursive type finds in itself is found already
         self._depth += 1
         try:
@@ -205,8 +161,8 @@ class TypeWalk:
         try:
             found = list(self._any(annotation, place))
         except Exception as error:
-            what = f"{_shown(annotation)} (which lghard cannot judge: {type(error).__name__})"
-            return [_found("LGS316", Severity.WARNING, annotation=what)]
+            what = f"{show(annotation)} (which lghard cannot judge: {type(error).__name__})"
+            return [found_by("LGS316", Severity.WARNING, annotation=what)]
         return [self._as_pickled(f) for f in found] if self.serialization.pickles else found
 
     def _as_pickled(self, found: Found) -> Found:
@@ -229,7 +185,7 @@ class TypeWalk:
         if annotation is None:
             return []
         if annotation is Any or annotation is typing_extensions.Any:
-            return [_found("LGS316", annotation="Any")]
+            return [found_by("LGS316", annotation="Any")]
         if isinstance(annotation, ALIASES) or isinstance(origin, ALIASES):
             return self.judge(open_alias(annotation), place)
         if origin in QUALIFIERS:
@@ -260,27 +216,27 @@ class TypeWalk:
             "threading",
         ):
             return [_no_encoder(annotation, place, no_pickle=True)]
-        return [_found("LGS316", annotation=_shown(annotation))]
+        return [found_by("LGS316", annotation=show(annotation))]
 
     def _not_json(self, annotation: Any, origin: Any) -> Found | None:
         cls = origin or annotation
         fine = cls in _JSON_CLASSES or cls in (Any, object) or typing_extensions.is_typeddict(cls)
         if not fine or (cls is dict and get_args(annotation)[:1] not in ((), (str,), (Any,))):
-            return _found("LGS318", type=_shown(annotation))
+            return found_by("LGS318", type=show(annotation))
         return None
 
     def _text(self, annotation: Any, place: Place) -> Iterable[Found]:
         resolved = resolve(annotation, None)
         if isinstance(resolved, str | typing.ForwardRef):
-            return [_found("LGS316", annotation=_shown(annotation))]
+            return [found_by("LGS316", annotation=show(annotation))]
         return self.judge(resolved, place)
 
     def _qualified(self, annotation: Any, place: Place) -> Iterable[Found]:
         inner, *metadata = get_args(annotation)
-        if any(_is_named(m, "SkipValidation") for m in metadata):
+        if any(is_named(m, "SkipValidation") for m in metadata):
             place = replace(place, healed=False)
         found = self.judge(inner, place)
-        if any(_tells_apart(m) for m in metadata):
+        if any(tells_apart(m) for m in metadata):
             found = tuple(f for f in found if not dict(f.fields).get("mistaken"))
         return found
 
@@ -290,7 +246,7 @@ class TypeWalk:
         if annotation.__bound__ is not None:
             bound = resolve(annotation.__bound__, sys.modules.get(annotation.__module__ or ""))
             return self.judge(bound, place)
-        return [_found("LGS316", annotation=f"the type variable {annotation.__name__}")]
+        return [found_by("LGS316", annotation=f"the type variable {annotation.__name__}")]
 
     def _each(self, annotations: Iterable[Any], place: Place) -> list[Found]:
         return [found for annotation in annotations for found in self.judge(annotation, place)]
@@ -313,13 +269,13 @@ class TypeWalk:
         """Members that cannot be told apart once they are dicts or lists."""
         bare = [strip(m) for m in members]
         origins = [get_origin(m) or m for m in bare]
-        lists = [o for o in origins if o in _LISTLIKE or _is_namedtuple(o)]
+        lists = [o for o in origins if o in _LISTLIKE or is_namedtuple(o)]
         if len(lists) > 1 and any(isinstance(o, type) and issubclass(o, tuple) for o in lists):
-            yield _found("LGS301")
+            yield found_by("LGS301")
         if not place.dumped:
             return
         for one, other in confusions(bare):
-            yield _found("LGS206", subclass=show(one), base=show(other), mistaken=True)
+            yield found_by("LGS206", subclass=show(one), base=show(other), mistaken=True)
 
     # --- generics ---
 
@@ -334,7 +290,7 @@ class TypeWalk:
         if origin in (set, frozenset):
             return self._set(origin, args, place)
         if origin is collections.deque:
-            return [_found("LGS304"), *_under("[*]", self._each(args, below))]
+            return [found_by("LGS304"), *_under("[*]", self._each(args, below))]
         if origin is dict:
             return self._dict(args, below)
         if origin in _DICTS:
@@ -346,11 +302,11 @@ class TypeWalk:
         if origin is re.Pattern:
             return []
         if not isinstance(origin, type):
-            return [_found("LGS316", annotation=_shown(annotation))]
+            return [found_by("LGS316", annotation=show(annotation))]
         return self._class(origin, annotation, place)
 
     def _tuple(self, args: tuple[Any, ...], place: Place) -> list[Found]:
-        found = [] if place.healed else [_found("LGS301")]
+        found = [] if place.healed else [found_by("LGS301")]
         if args[1:] == (...,):
             return [*found, *_under("[*]", self.judge(args[0], place.inside()))]
         for i, arg in enumerate(args):
@@ -359,19 +315,21 @@ class TypeWalk:
 
     def _set(self, origin: Any, args: tuple[Any, ...], place: Place) -> list[Found]:
         if not args:
-            return [_found("LGS316", annotation=origin.__name__)]
-        members = [strip(m) for m in _members(strip(args[0]))]
-        if place.dumped and any(_is_dumped_to_dict(m) for m in members):
-            return [_found("LGS102", type=f"{origin.__name__}[{show(args[0])}]", outer=place.outer)]
+            return [found_by("LGS316", annotation=origin.__name__)]
+        members = [strip(m) for m in members_or_itself(strip(args[0]))]
+        if place.dumped and any(is_dumped_to_dict(m) for m in members):
+            return [
+                found_by("LGS102", type=f"{origin.__name__}[{show(args[0])}]", outer=place.outer)
+            ]
         found = self.judge(args[0], place.inside())
-        if not place.healed and any(_has_tuple(m) for m in members):
+        if not place.healed and any(has_tuple(m) for m in members):
             found = tuple(f for f in found if f.rule != "LGS301" or f.steps)
-            return [_found("LGS217", type=origin.__name__), *_under("[*]", found)]
+            return [found_by("LGS217", type=origin.__name__), *_under("[*]", found)]
         return _under("[*]", found)
 
     def _dict(self, args: tuple[Any, ...], place: Place) -> list[Found]:
         if not args:
-            return [_found("LGS316", annotation="dict")]
+            return [found_by("LGS316", annotation="dict")]
         found = list(self._key(args[0], place))
         return found + _under("[*]", self._each(args[1:], place.inside()))
 
@@ -380,7 +338,7 @@ class TypeWalk:
         bare = strip(annotation)
         if isinstance(bare, TypeVar) and bare.__bound__ is not None:
             bare = strip(bare.__bound__)
-        members = list(_members(bare))
+        members = list(members_or_itself(bare))
         # A str that may be a key of two types is taken for the one, or the other.
         place = replace(place, healed=place.healed and len(members) == 1)
         for member in map(strip, members):
@@ -399,7 +357,7 @@ class TypeWalk:
             return [_unresolved(key, "the schema")]
         key = origin or key
         if not isinstance(key, type) or key in (Any, object, tuple, collections.abc.Hashable):
-            return [_found("LGS316", annotation=f"the dict key {_shown(key)}")]
+            return [found_by("LGS316", annotation=f"the dict key {show(key)}")]
         if key in _KEYS:
             return []
         return self._class_key(key, place)
@@ -415,16 +373,16 @@ class TypeWalk:
             back = "str" if issubclass(key, str) else "int"
             heals = False
         else:
-            return [_found("LGS104", type=type_name(key))]
-        return [] if heals else [_found("LGS302", type=type_name(key), back=back)]
+            return [found_by("LGS104", type=type_name(key))]
+        return [] if heals else [found_by("LGS302", type=type_name(key), back=back)]
 
     def _own_dict(self, origin: type, place: Place) -> list[Found]:
-        return [] if place.healed else [_found("LGS218", type=origin.__name__, base="dict")]
+        return [] if place.healed else [found_by("LGS218", type=origin.__name__, base="dict")]
 
     def _abstract(self, annotation: Any, origin: Any, args: Any, place: Place) -> list[Found]:
         if place.dumped and origin is collections.abc.Iterable:
             return [_no_encoder(annotation, place)]
-        note = _found("LGS316", annotation=_shown(annotation))
+        note = found_by("LGS316", annotation=show(annotation))
         if origin in _MAPPINGS:
             return [note, *self._dict(args, place.inside())]
         return [note, *_under("[*]", self._each(args, place.inside()))]
@@ -455,25 +413,25 @@ class TypeWalk:
     ) -> list[Found] | None:
         """A container without its arguments, and what says nothing."""
         if cls in _NOTHING_KNOWN or getattr(cls, "_is_protocol", False):
-            return [_found("LGS316", annotation=show(cls))]
-        note = [_found("LGS316", annotation=cls.__name__)]
+            return [found_by("LGS316", annotation=show(cls))]
+        note = [found_by("LGS316", annotation=cls.__name__)]
         if cls in (list, dict, set, frozenset, *_MAPPINGS):
             return note
         if cls in _SEQUENCES:
             return [*note, *([_no_encoder(cls, place)] if _lazy(cls, place) else [])]
         if cls is tuple:
-            return note if place.healed else [_found("LGS301"), *note]
+            return note if place.healed else [found_by("LGS301"), *note]
         if cls is collections.deque:
-            return [_found("LGS304"), *note]
+            return [found_by("LGS304"), *note]
         if cls in _DICTS:
             return [*self._own_dict(cls, place), *note]
         if cls is dt.datetime:
-            return [_found("LGS305", back="a fixed offset, unless it is UTC or naive")]
+            return [found_by("LGS305", back="a fixed offset, unless it is UTC or naive")]
         if cls is dt.tzinfo:
             return note
         if cls in (bytearray, memoryview):
             whole = cls is bytearray and place.inline
-            return [] if whole else [_found("LGS303", type=cls.__name__, base="bytes")]
+            return [] if whole else [found_by("LGS303", type=cls.__name__, base="bytes")]
         return None
 
     def _native(self, cls: type, _: Any, place: Place) -> list[Found] | None:
@@ -484,12 +442,12 @@ class TypeWalk:
             if place.healed and cls.__module__ == "pydantic.types":
                 return []
             base = "str" if issubclass(cls, str) else "int"
-            return [_found("LGS303", type=type_name(cls), base=base)]
+            return [found_by("LGS303", type=type_name(cls), base=base)]
         if issubclass(cls, dict | list):
             base = "dict" if issubclass(cls, dict) else "list"
-            return [_found("LGS218", type=type_name(cls), base=base)]
+            return [found_by("LGS218", type=type_name(cls), base=base)]
         if issubclass(cls, bytes) and place.inline:
-            return [_found("LGS303", type=type_name(cls), base="bytes")]
+            return [found_by("LGS303", type=type_name(cls), base="bytes")]
         return None
 
     def _typed_dict(self, cls: type, annotation: Any, place: Place) -> list[Found]:
@@ -510,26 +468,26 @@ class TypeWalk:
         """Classes of LangChain and LangGraph: their own extras are judged by value."""
         if cls.__module__.split(".")[0] not in ("langchain_core", "langgraph"):
             return None
-        if _is_message(cls) or (cls.__module__, cls.__name__) in SAFE:
+        if is_message(cls) or (cls.__module__, cls.__name__) in SAFE:
             return self._message(cls, place)
-        if _is_runnable(cls):
+        if is_runnable(cls):
             if models.is_model(cls):
-                return [_found("LGS311", type=type_name(cls))]
+                return [found_by("LGS311", type=type_name(cls))]
             return [_no_encoder(cls, place)]
         return None
 
     def _message(self, cls: type, place: Place) -> list[Found]:
         if cls.__module__ == "langgraph.types":
-            return [_found("LGS316", annotation=f"what a {cls.__name__} carries")]
+            return [found_by("LGS316", annotation=f"what a {cls.__name__} carries")]
         if not place.dumped:
             return []
-        below = [c for c in _subclasses(cls) if not c.__name__.endswith("Chunk")]
+        below = [c for c in subclasses(cls) if not c.__name__.endswith("Chunk")]
         if below:
             sub = f"{below[0].__name__}, say,"
-            return [_found("LGS206", subclass=sub, base=cls.__name__)]
-        if _subclasses(cls):
+            return [found_by("LGS206", subclass=sub, base=cls.__name__)]
+        if subclasses(cls):
             what = f"{cls.__name__}, which its chunks are, too,"
-            return [_found("LGS316", annotation=what, chunks=True)]
+            return [found_by("LGS316", annotation=what, chunks=True)]
         return []
 
     def _pydantic_type(self, cls: type, annotation: Any, place: Place) -> list[Found] | None:
@@ -546,56 +504,56 @@ class TypeWalk:
             return (
                 None
                 if cls.__name__ not in ("BaseModel", "RootModel")
-                else [_found("LGS316", annotation=cls.__name__)]
+                else [found_by("LGS316", annotation=cls.__name__)]
             )
-        return [_found("LGS110", type=type_name(cls))]
+        return [found_by("LGS110", type=type_name(cls))]
 
     def _secret(self, cls: type, annotation: Any, place: Place) -> list[Found]:
         found = self._named(cls, "its value", place)
         if not self.serialization.encrypted:
-            found = [_found("LGS310", type=cls.__name__), *found]
+            found = [found_by("LGS310", type=cls.__name__), *found]
         return [*found, *self._each(get_args(annotation), place.inside())]
 
     def _modelled(self, cls: type, _: Any, place: Place) -> list[Found] | None:
         if models.is_model(cls):
             return self._model(cls, place)
-        if _is_v1_model(cls):
+        if is_v1_model(cls):
             return [
-                _found("LGS404", type=type_name(cls), code="pydantic.v1"),
+                found_by("LGS404", type=type_name(cls), code="pydantic.v1"),
                 *self._named(cls, "a dict", place),
             ]
         return None
 
     def _duck(self, cls: type, annotation: Any, place: Place) -> list[Found] | None:
         """Classes that the encoder takes for something else because of a method's name."""
-        if _is_namedtuple(cls):
+        if is_namedtuple(cls):
             return self._namedtuple(cls, annotation, place)
         if place.dumped and dataclasses.is_dataclass(cls):
             return None
         for name in _DUCKS:
             if classes.method(cls, name) is not None:
-                return [_found("LGS210", type=type_name(cls), attribute=f"{name}()")]
+                return [found_by("LGS210", type=type_name(cls), attribute=f"{name}()")]
         return None
 
     def _hooked(  # noqa: PLR0911 - a case for each kind
         self, cls: type, annotation: Any, place: Place
     ) -> Iterable[Found]:
         if issubclass(cls, dt.datetime):
-            return [_found("LGS306", type=type_name(cls), back="str")]
-        if issubclass(cls, dt.timedelta) and _is_from(cls, "pandas"):
-            return [_found("LGS306", type=type_name(cls), back="another duration")]
-        if _is_pure_path(cls):
-            return [_found("LGS110", type=type_name(cls))]
+            return [found_by("LGS306", type=type_name(cls), back="str")]
+        if issubclass(cls, dt.timedelta) and is_from(cls, "pandas"):
+            return [found_by("LGS306", type=type_name(cls), back="another duration")]
+        if is_pure_path(cls):
+            return [found_by("LGS110", type=type_name(cls))]
         if issubclass(cls, _REBUILT):
             return self._rebuilt(cls, place)
         if dataclasses.is_dataclass(cls):
             return self._dataclass(cls, annotation, place)
-        if _is_from(cls, "numpy"):
+        if is_from(cls, "numpy"):
             return self._numpy(cls, annotation)
-        if _is_from(cls, "pandas"):
-            return [_found("LGS107", type=type_name(cls))]
+        if is_from(cls, "pandas"):
+            return [found_by("LGS107", type=type_name(cls))]
         if issubclass(cls, BaseException):
-            return [_found("LGS219", type=type_name(cls))]
+            return [found_by("LGS219", type=type_name(cls))]
         return [_without_codec(cls, annotation, place)]
 
     def _rebuilt(self, cls: type, place: Place) -> list[Found]:
@@ -605,27 +563,27 @@ class TypeWalk:
         code = next((n for n in ("__new__", "__init__") if n in vars(cls)), None)
         if code is None:
             return found
-        return [*found, _found("LGS404", type=type_name(cls), code=code)]
+        return [*found, found_by("LGS404", type=type_name(cls), code=code)]
 
     def _numpy(  # noqa: PLR0911 - a case for each kind
         self, cls: type, annotation: Any
     ) -> list[Found]:
         numpy = sys.modules["numpy"]
         if not issubclass(cls, numpy.ndarray):
-            return [_found("LGS106", type=f"numpy.{cls.__name__}")]
+            return [found_by("LGS106", type=f"numpy.{cls.__name__}")]
         if cls is not numpy.ndarray:
             what = "mask" if "ask" in cls.__name__ else "class"
-            return [_found("LGS209", type=f"numpy.{cls.__name__}", what=what)]
-        found = [_found("LGS308")]
-        dtype = _scalar_of(annotation)
+            return [found_by("LGS209", type=f"numpy.{cls.__name__}", what=what)]
+        found = [found_by("LGS308")]
+        dtype = scalar_of(annotation)
         if dtype is None:
-            return [*found, _found("LGS316", annotation="an array whose dtype is not declared")]
+            return [*found, found_by("LGS316", annotation="an array whose dtype is not declared")]
         if issubclass(dtype, numpy.object_):
-            return [*found, _found("LGS208")]
+            return [*found, found_by("LGS208")]
         if issubclass(dtype, numpy.void):
-            return [*found, _found("LGS209", type="a structured array", what="dtype")]
+            return [*found, found_by("LGS209", type="a structured array", what="dtype")]
         if issubclass(dtype, numpy.datetime64 | numpy.timedelta64):
-            return [*found, _found("LGS106", type=f"an array of {dtype.__name__}")]
+            return [*found, found_by("LGS106", type=f"an array of {dtype.__name__}")]
         return found
 
     # --- what is stored by the name of its class ---
@@ -642,57 +600,57 @@ class TypeWalk:
         if not self.serialization.blocks(name) or heals:
             return []
         rule = "LGS314" if self.serialization.strict else "LGS315"
-        return [_found(rule, annotation=place.shape or show(cls), types=type_name(cls))]
+        return [found_by(rule, annotation=place.shape or show(cls), types=type_name(cls))]
 
     def _kin(self, cls: type, place: Place) -> Iterator[Found]:
         """A value may be of a subclass, which is stored as such; one that is lost is told."""
-        for each in _subclasses(cls)[:_LIMIT]:
-            if _is_enum(each) or _is_parametrized(each):
+        for each in subclasses(cls)[:_LIMIT]:
+            if is_enum(each) or is_parametrized(each):
                 continue
             found = self.judge(each, place)
             if any((f.severity or RULES[f.rule].severity) >= Severity.WARNING for f in found):
                 what = f"{type_name(cls)}, whose subclass {type_name(each)} changes on its way,"
-                yield _found("LGS316", annotation=what)
+                yield found_by("LGS316", annotation=what)
                 return
 
     def _remember(self, cls: type) -> None:
-        for each in (cls, *_subclasses(cls)):
+        for each in (cls, *subclasses(cls)):
             name = (str(each.__module__), each.__name__)
             if name not in SAFE and classes.lookup(each, "") is None:
                 self.names.setdefault(name, each)
 
     def _enum(self, cls: type[enum.Enum], place: Place) -> list[Found]:
         ducks = [n for n in _DUCKS if classes.method(cls, n) is not None]
-        found = [_found("LGS210", type=type_name(cls), attribute=f"{n}()") for n in ducks[:1]]
+        found = [found_by("LGS210", type=type_name(cls), attribute=f"{n}()") for n in ducks[:1]]
         found += self._enum_values(cls)
         if issubclass(cls, _REBUILT):  # the encoder asks for these first
-            found.append(_found("LGS222", type=type_name(cls)))
+            found.append(found_by("LGS222", type=type_name(cls)))
         if place.inline and issubclass(cls, bytes):
-            found.append(_found("LGS303", type=type_name(cls), base="bytes"))
+            found.append(found_by("LGS303", type=type_name(cls), base="bytes"))
         mixed = issubclass(cls, str | int | float)
         if place.inline and mixed and self.serialization.postgres:
             base = next(b.__name__ for b in (str, int, float) if issubclass(cls, b))
-            found.append(_found("LGS307", type=type_name(cls), back=base))
+            found.append(found_by("LGS307", type=type_name(cls), back=base))
         return found + self._named(cls, "its value", place)
 
     def _enum_values(self, cls: type[enum.Enum]) -> list[Found]:
         kinds = {type(member._value_) for member in cls.__members__.values()}
         if any("value" in vars(base) for base in cls.__mro__ if base.__module__ != "enum"):
-            return [_found("LGS404", type=type_name(cls), code="value")]
+            return [found_by("LGS404", type=type_name(cls), code="value")]
         if not kinds:
-            return [_found("LGS316", annotation=f"{type_name(cls)}, which has no members,")]
+            return [found_by("LGS316", annotation=f"{type_name(cls)}, which has no members,")]
         if any(issubclass(kind, tuple) for kind in kinds):
-            return [_found("LGS222", type=type_name(cls))]
+            return [found_by("LGS222", type=type_name(cls))]
         if kinds - _SAFE_CLASSES - {frozenset, set}:
-            return [_found("LGS404", type=type_name(cls), code="values that are objects")]
+            return [found_by("LGS404", type=type_name(cls), code="values that are objects")]
         nan = any(m._value_ != m._value_ for m in cls.__members__.values())
-        return [_found("LGS222", type=type_name(cls))] if nan else []
+        return [found_by("LGS222", type=type_name(cls))] if nan else []
 
     def _namedtuple(self, cls: type, annotation: Any, place: Place) -> list[Found]:
         named = [] if place.dumped else self._named(cls, "a dict", place)
         for method in ("__new__", "_asdict"):
-            if _is_users(cls, method):
-                named.append(_found("LGS404", type=type_name(cls), code=method))
+            if is_users(cls, method):
+                named.append(found_by("LGS404", type=type_name(cls), code=method))
         inner = place.inside() if place.dumped else _raw(place, cls)
         hints, given = fields_of(cls), arguments_of(annotation)
         for name in cls._fields:  # type: ignore[attr-defined]
@@ -708,7 +666,9 @@ class TypeWalk:
         if place.dumped:
             found += self._subclassed(cls)
         if place.dumped and not place.healed:
-            found.append(_found("LGS216", type=place.outer, why=f"{type_name(cls)} came as a dict"))
+            found.append(
+                found_by("LGS216", type=place.outer, why=f"{type_name(cls)} came as a dict")
+            )
         if not place.dumped and (sent := _taken_for_send(cls)):
             found.append(sent)
         view = models.view_of(cls) if models.is_pydantic_dataclass(cls) else None
@@ -737,7 +697,7 @@ class TypeWalk:
         name = type_name(cls)
         why = None if place.dumped or view is not None else self._refused(cls)
         if why is not None:
-            yield _found("LGS214", type=name, why=why)
+            yield found_by("LGS214", type=name, why=why)
             return
         yield from self._init_vars(cls, place)
         yield from self._undeclared(cls)
@@ -753,11 +713,11 @@ class TypeWalk:
         post_init = classes.method(cls, "__post_init__")
         if init_vars and classes.constructor_doubt(post_init, frozenset(fields_of(cls))) != "no":
             what = f"what it makes of {', '.join(init_vars)}, which is not stored"
-            yield _found("LGS215", type=type_name(cls), what=what)
+            yield found_by("LGS215", type=type_name(cls), what=what)
         derived = [f.name for f in dataclasses.fields(cls) if not f.init]
         lost = place.dumped or models.is_pydantic_dataclass(cls)
         if lost and derived and not hasattr(cls, "__post_init__"):
-            yield _found("LGS214", type=type_name(cls), why=f"{derived[0]} is not in __init__")
+            yield found_by("LGS214", type=type_name(cls), why=f"{derived[0]} is not in __init__")
 
     def _undeclared(self, cls: type) -> Iterator[Found]:
         """A subclass that is not decorated annotates what are no fields."""
@@ -766,22 +726,22 @@ class TypeWalk:
         fields = {field.name for field in dataclasses.fields(cls)}
         for name in vars(cls).get("__annotations__", {}):
             if name not in fields:
-                yield _found("LGS203", model=type_name(cls), attribute=name)
+                yield found_by("LGS203", model=type_name(cls), attribute=name)
 
     def _own_code(self, cls: type) -> Iterator[Found]:
         name = type_name(cls)
         init = classes.method(cls, "__init__")
         code = getattr(getattr(inspect.unwrap(init), "__code__", None), "co_filename", "<")
         if not code.startswith("<") and "pydantic" not in code:
-            yield _found("LGS404", type=name, code="__init__")
+            yield found_by("LGS404", type=name, code="__init__")
         for method in ("__new__", "__setattr__", "__getattribute__", "__getattr__"):
-            if _is_users(cls, method):
-                yield _found("LGS404", type=name, code=method)
+            if is_users(cls, method):
+                yield found_by("LGS404", type=name, code=method)
         for field in dataclasses.fields(cls):
             if isinstance(inspect.getattr_static(cls, field.name, None), property):
-                yield _found("LGS404", type=name, code=f"the property {field.name}")
+                yield found_by("LGS404", type=name, code=f"the property {field.name}")
         if classes.method(cls, "__eq__") is vars(object)["__eq__"]:
-            yield _found("LGS404", type=name, code="no __eq__")
+            yield found_by("LGS404", type=name, code="no __eq__")
         yield from self._post_init(cls, "__post_init__")
 
     def _post_init(self, cls: type, method: str) -> Iterator[Found]:
@@ -791,9 +751,9 @@ class TypeWalk:
         names = frozenset(fields_of(cls))
         doubt = classes.constructor_doubt(function, names)
         if doubt == "changes":
-            yield _found("LGS215", type=type_name(cls), what=f"a field ({method})")
+            yield found_by("LGS215", type=type_name(cls), what=f"a field ({method})")
         elif doubt == "unknown":
-            yield _found("LGS404", type=type_name(cls), code=method)
+            yield found_by("LGS404", type=type_name(cls), code=method)
 
     def _pydantic_dataclass(self, cls: type, view: models.ModelView, place: Place) -> list[Found]:
         inside = replace(place.inside(), healed=True)
@@ -803,8 +763,8 @@ class TypeWalk:
 
     def _model(self, cls: Any, place: Place) -> list[Found]:
         name = type_name(cls)
-        if _is_runnable(cls):
-            return [_found("LGS311", type=name)]
+        if is_runnable(cls):
+            return [found_by("LGS311", type=name)]
         found = [] if place.dumped else self._named(cls, "a dict", place)
         found = [self._generated(f, cls) for f in found]
         view = models.view_of(cls)
@@ -815,7 +775,9 @@ class TypeWalk:
         else:
             found += self._kin(cls, place)
         if cls.__pydantic_root_model__ and not place.healed and not place.dumped:
-            found.append(_found("LGS223", type=name, back="its root"))
+            found.append(found_by("LGS223", type=name, back="its root"))
+        if not all(field.required for field in view.fields.values()):
+            found.append(found_by("LGS309", model=name))
         whole = [*self._model_code(cls, view), *self._attributes(cls)]
         found += [replace(f, sites=(Site(cls), *f.sites)) for f in whole]
         inner = replace(place.inside(), dumped=True, healed=True, outer=name)
@@ -835,52 +797,52 @@ class TypeWalk:
         for hint in unresolved:
             yield _unresolved(hint, type_name(cls))
         if not unresolved:
-            yield _found("LGS404", type=type_name(cls), code="model_rebuild")
+            yield found_by("LGS404", type=type_name(cls), code="model_rebuild")
 
     def _subclassed(self, cls: Any) -> Iterator[Found]:
-        below = [c for c in _subclasses(cls) if not _is_parametrized(c) and not _is_enum(c)]
+        below = [c for c in subclasses(cls) if not is_parametrized(c) and not is_enum(c)]
         if below:
-            yield _found("LGS206", subclass=type_name(below[0]), base=type_name(cls))
+            yield found_by("LGS206", subclass=type_name(below[0]), base=type_name(cls))
 
     def _model_code(self, cls: Any, view: models.ModelView) -> Iterator[Found]:
         name = type_name(cls)
         if view.custom_init:
-            yield _found("LGS404", type=name, code="__init__")
+            yield found_by("LGS404", type=name, code="__init__")
         if models.is_model(cls):
             yield from self._overridden(cls)
         for code in view.serializers:
-            yield _found("LGS205", model=name, field=f"itself ({code.name})")
+            yield found_by("LGS205", model=name, field=f"itself ({code.name})")
         for code in view.validators:
             yield from self._validator(name, code, whole=True)
         extra = view.config.get("extra")
         if view.computed and extra in ("allow", "forbid"):
-            yield _found("LGS205", model=name, field=f"the computed field {view.computed[0]}")
+            yield found_by("LGS205", model=name, field=f"the computed field {view.computed[0]}")
         if extra == "allow":
-            yield _found("LGS316", annotation=f"{name}, which allows extra fields,")
+            yield found_by("LGS316", annotation=f"{name}, which allows extra fields,")
 
     def _overridden(self, cls: Any) -> Iterator[Found]:
         for method in ("model_dump", "model_construct"):
             function = classes.method(cls, method)
             if not models.is_own(function):
-                yield _found("LGS205", model=type_name(cls), field=f"itself ({method})")
+                yield found_by("LGS205", model=type_name(cls), field=f"itself ({method})")
         for method in ("__new__", "__setattr__", "__getattr__", "__getattribute__"):
             function = classes.method(cls, method)
-            if _is_users(cls, method) and not models.is_own(function):
-                yield _found("LGS404", type=type_name(cls), code=method)
+            if is_users(cls, method) and not models.is_own(function):
+                yield found_by("LGS404", type=type_name(cls), code=method)
         function = classes.method(cls, "model_post_init")
         wrapped = getattr(function, "__name__", "") == "wrapped_model_post_init"
         if wrapped:
-            yield _found("LGS404", type=type_name(cls), code="model_post_init")
+            yield found_by("LGS404", type=type_name(cls), code="model_post_init")
         elif not models.is_own(function):
             yield from self._post_init(cls, "model_post_init")
 
     def _attributes(self, cls: Any) -> Iterator[Found]:
-        """Private attributes are not dumped; what a model caches is not part of it."""
+        """Private attributes are not dumped."""
         for attribute in getattr(cls, "__private_attributes__", {}):
             yield Found(
                 "LGS203",
                 (("model", type_name(cls)), ("attribute", attribute)),
-                sites=(Site(_owner(cls, attribute), attribute),),
+                sites=(Site(owner(cls, attribute), attribute),),
             )
 
     def _validator(self, name: str, code: models.Code, *, whole: bool) -> Iterator[Found]:
@@ -891,15 +853,15 @@ class TypeWalk:
         else:
             doubt = "unknown"
         if doubt == "changes":
-            yield _found("LGS215", type=name, what=f"what the validator {code.name} returns")
+            yield found_by("LGS215", type=name, what=f"what the validator {code.name} returns")
         elif doubt == "unknown":
-            yield _found("LGS404", type=name, code=code.name)
+            yield found_by("LGS404", type=name, code=code.name)
 
     def _model_fields(self, cls: Any, view: models.ModelView, place: Place) -> list[Found]:
         found: list[Found] = []
         for name, field in view.fields.items():
             below = self._field_code(cls, name, field, view, place)
-            found += [f.under(f".{name}", Site(_owner(cls, name), name)) for f in below]
+            found += [f.under(f".{name}", Site(owner(cls, name), name)) for f in below]
         return found
 
     def _field_code(
@@ -907,26 +869,26 @@ class TypeWalk:
     ) -> Iterator[Found]:
         model = type_name(cls)
         if field.excluded and place.dumped:
-            yield _found("LGS204", model=model, field=name)
+            yield found_by("LGS204", model=model, field=name)
         elif field.written not in field.read and name != "root":
             rule = "LGS202" if field.required else "LGS201"
-            yield _found(rule, model=model, field=name)
+            yield found_by(rule, model=model, field=name)
         for code in field.serializers:
             if place.dumped:
-                yield _found("LGS205", model=model, field=f"{name} ({code.name})")
+                yield found_by("LGS205", model=model, field=f"{name} ({code.name})")
         for code in field.validators:
             yield from self._validator(f"{model}.{name}", code, whole=False)
         if (why := _refuses(field)) is not None:
-            yield _found("LGS216", type=model, why=f"{name}: {why}")
-        if view.config.get("use_enum_values") and _has_enum_default(cls, name):
-            yield _found("LGS205", model=model, field=f"the Enum default of {name}")
+            yield found_by("LGS216", type=model, why=f"{name}: {why}")
+        if view.config.get("use_enum_values") and has_enum_default(cls, name):
+            yield found_by("LGS205", model=model, field=f"the Enum default of {name}")
 
     def _model_hints(self, cls: Any, view: models.ModelView, place: Place) -> list[Found]:
         found: list[Found] = []
         for name, field in cls.model_fields.items():
             hint = field.annotation
             for item in reversed(field.metadata):
-                if _is_named(item, "SkipValidation"):
+                if is_named(item, "SkipValidation"):
                     hint = typing.Annotated[hint, item]
             strict = name in view.fields and view.fields[name].strict
             below = list(self._field(hint, cls, replace(place, union=False, healed=not strict)))
@@ -935,7 +897,7 @@ class TypeWalk:
                 below = [f for f in below if not dict(f.fields).get("mistaken")]
             if view.config.get("use_enum_values"):
                 below = [f for f in below if f.rule not in ("LGS211", "LGS212", "LGS213", "LGS222")]
-            found += [f.under(f".{name}", Site(_owner(cls, name), name)) for f in below]
+            found += [f.under(f".{name}", Site(owner(cls, name), name)) for f in below]
         return found
 
     def _strictly(self, found: list[Found], cls: Any, name: str) -> list[Found]:
@@ -944,15 +906,11 @@ class TypeWalk:
         if not any(each.rule in mended for each in found):
             return found
         why = f"{name} is strict, and takes no list, dict or str in place of what it was"
-        refused = _found("LGS216", type=type_name(cls), why=why)
+        refused = found_by("LGS216", type=type_name(cls), why=why)
         return [refused, *(each for each in found if each.rule not in mended)]
 
 
 # --- small questions ---
-
-
-def _shown(annotation: Any) -> str:
-    return show(annotation)
 
 
 def _under(step: str, found: Iterable[Found]) -> list[Found]:
@@ -964,31 +922,31 @@ def _raw(place: Place, cls: type) -> Place:
 
 
 def _unresolved(hint: Unresolved, where: str) -> Found:
-    return _found("LGS114", name=hint.name, where=where, error=hint.error)
+    return found_by("LGS114", name=hint.name, where=where, error=hint.error)
 
 
 def _no_encoder(cls: Any, place: Place, *, no_pickle: bool = False) -> Found:
     if place.outer:
-        return _found("LGS102", type=show(cls), outer=place.outer, no_pickle=no_pickle)
-    return _found("LGS101", type=show(cls), no_pickle=no_pickle)
+        return found_by("LGS102", type=show(cls), outer=place.outer, no_pickle=no_pickle)
+    return found_by("LGS101", type=show(cls), no_pickle=no_pickle)
 
 
 def _class_itself(cls: Any, place: Place) -> Found:
     """`type[Plan]`: a dataclass is stored as its defaults, any other class cannot be."""
     if dataclasses.is_dataclass(cls) and isinstance(cls, type) and not place.dumped:
-        return _found("LGS220", type=type_name(cls))
+        return found_by("LGS220", type=type_name(cls))
     return _no_encoder(f"type[{show(cls)}]", place)
 
 
 def _without_codec(cls: type, annotation: Any, place: Place) -> Found:
     name = type_name(cls)
-    if _is_pure_path(cls) or name in ("complex", "range", "fractions.Fraction", "slice"):
+    if is_pure_path(cls) or name in ("complex", "range", "fractions.Fraction", "slice"):
         if place.dumped and name == "fractions.Fraction":
-            return _found("LGS316", annotation="Fraction, which pydantic writes as a str,")
-        return _found("LGS110", type=name)
+            return found_by("LGS316", annotation="Fraction, which pydantic writes as a str,")
+        return found_by("LGS110", type=name)
     stdlib = cls.__module__.split(".")[0] in sys.stdlib_module_names
     if inspect.isabstract(cls) and not stdlib:
-        return _found("LGS316", annotation=f"the abstract class {name}")
+        return found_by("LGS316", annotation=f"the abstract class {name}")
     if stdlib or cls is type:
         known = cls.__module__.split(".")[0] in _NO_PICKLE or cls.__name__ in _NO_PICKLE
         known = known or cls in (
@@ -997,108 +955,11 @@ def _without_codec(cls: type, annotation: Any, place: Place) -> Found:
             collections.abc.Coroutine,
         )
         return _no_encoder(annotation, place, no_pickle=known)
-    return _found("LGS109", type=name)
-
-
-def _is_users(cls: type, method: str) -> bool:
-    """Whether a method was written by somebody, and not made by dataclasses or namedtuple."""
-    for base in cls.__mro__:
-        if method in vars(base):
-            found = vars(base)[method]
-            code: Any = getattr(getattr(found, "__func__", found), "__code__", None)
-            if code is None or base.__module__.split(".")[0] in sys.stdlib_module_names:
-                return False
-            return not code.co_filename.startswith("<") and code.co_filename != collections.__file__
-    return False
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    if get_origin(annotation) in UNIONS:
-        yield from members_of(annotation)
-    else:
-        yield annotation
-
-
-def _is_namedtuple(cls: Any) -> bool:
-    return isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
-
-
-def _has_tuple(annotation: Any) -> bool:
-    return (get_origin(annotation) or annotation) is tuple
-
-
-def _is_dumped_to_dict(annotation: Any) -> bool:
-    cls = get_origin(annotation) or annotation
-    return models.is_model(cls) or dataclasses.is_dataclass(cls)
+    return found_by("LGS109", type=name)
 
 
 def _lazy(cls: type, place: Place) -> bool:
     return place.dumped and cls is collections.abc.Iterable
-
-
-def _is_from(cls: type, package: str) -> bool:
-    return cls.__module__.split(".")[0] == package and package in sys.modules
-
-
-def _is_pure_path(cls: type) -> bool:
-    return issubclass(cls, pathlib.PurePath) and not issubclass(cls, pathlib.Path)
-
-
-def _is_named(item: object, name: str) -> bool:
-    return type(item).__name__ == name or getattr(item, "__name__", None) == name
-
-
-def _tells_apart(item: object) -> bool:
-    """A discriminator: the members of a union are told apart by what is written in them."""
-    return (
-        type(item).__name__ == "Discriminator" or getattr(item, "discriminator", None) is not None
-    )
-
-
-def _is_v1_model(cls: type) -> bool:
-    v1 = sys.modules.get("pydantic.v1.main") or sys.modules.get("pydantic.v1")
-    return v1 is not None and issubclass(cls, getattr(v1, "BaseModel", ()))
-
-
-def _is_runnable(cls: type) -> bool:
-    base = sys.modules.get("langchain_core.runnables.base")
-    return base is not None and issubclass(cls, base.Runnable)
-
-
-def _is_message(cls: type) -> bool:
-    base = sys.modules.get("langchain_core.messages.base")
-    return base is not None and issubclass(cls, base.BaseMessage)
-
-
-def _is_enum(cls: type) -> bool:
-    return issubclass(cls, enum.Enum)
-
-
-def _is_parametrized(cls: Any) -> bool:
-    return getattr(cls, "__pydantic_generic_metadata__", {}).get("origin") is not None
-
-
-def _subclasses(cls: type) -> list[type]:
-    """All that are loaded; a class that is only a frame for others has too many to say anything."""
-    if cls in (object, dict, list, set, frozenset, str, int, tuple, enum.Enum, BaseModel):
-        return []
-    found: dict[type, None] = {}
-    waiting: list[type] = list(type.__subclasses__(cls))
-    while waiting and len(found) < _MANY:
-        each = waiting.pop()
-        if each not in found:
-            found[each] = None
-            waiting += type.__subclasses__(each)
-    return [each for each in found if each is not cls]
-
-
-def _scalar_of(annotation: Any) -> type | None:
-    """The scalar type in `NDArray[...]`."""
-    for arg in get_args(annotation)[1:]:
-        for scalar in get_args(arg):
-            if isinstance(scalar, type) and scalar.__module__ == "numpy":
-                return scalar
-    return None
 
 
 def _taken_for_send(cls: type) -> Found | None:
@@ -1108,15 +969,7 @@ def _taken_for_send(cls: type) -> Found | None:
         return None
     if names == ["node", "arg"]:
         return None
-    return _found("LGS210", type=type_name(cls), attribute="node and arg")
-
-
-def _owner(cls: Any, name: str) -> Any:
-    """The class in which a field is written."""
-    for base in cls.__mro__:
-        if name in vars(base).get("__annotations__", {}):
-            return base
-    return cls
+    return found_by("LGS210", type=type_name(cls), attribute="node and arg")
 
 
 def _refuses(  # noqa: PLR0911 - a case for each kind
@@ -1133,15 +986,6 @@ def _refuses(  # noqa: PLR0911 - a case for each kind
         return "the path must exist, or not, where it is read"
     if "future" in field.kinds:
         return "it must be in the future when it is read"
-    if any(_is_dumped_to_dict(cls) for cls in field.instances):
+    if any(is_dumped_to_dict(cls) for cls in field.instances):
         return "it takes instances only, and is given a dict"
     return None
-
-
-def _has_enum_default(cls: Any, name: str) -> bool:
-    field = cls.model_fields.get(name) if models.is_model(cls) else None
-    return (
-        field is not None
-        and isinstance(field.default, enum.Enum)
-        and not (field.validate_default or cls.model_config.get("validate_default"))
-    )

@@ -72,6 +72,26 @@ async def test_cut_at_any_byte_is_no_end(connect: Connect, proxy: FaultProxy) ->
         proxy.cut_after(0, n=0)
 
 
+async def test_cut_at_any_byte_loses_nothing_of_a_resumable_stream(
+    connect: Connect, proxy: FaultProxy
+) -> None:
+    """As soon as the run is known, it does not matter where the connection ends."""
+    client = await connect(proxy, RunPolicy.resumable())
+    run_input, options = {"steps": 3, "pause": 0.02}, {"stream_mode": "updates"}
+    for size in (1, 420, 520, 560, 600, 700):
+        thread_id, parts = await client.new_thread(), []
+        proxy.cut_after(size)
+        try:
+            await client.stream(thread_id, "slow", input=run_input, into=parts, **options)
+        except httpx.TransportError as error:
+            assert [] == parts
+            assert "the server has not told which run it is" in error.__notes__[0]  # noqa: PT017
+            assert size < 600  # so much has the response's head
+        else:
+            assert [{"step": {"done": [step]}} for step in range(3)] == parts
+        proxy.cut_after(0, n=0)
+
+
 async def test_waiting_for_one_event_at_a_time(beating: Heartbeats, until: Until) -> None:
     """`wait_for` around each event reads in tasks of its own; the limits wake the right one."""
     policy = RunPolicy(deadline=None, idle_timeout=0.2)

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import langgraph_sdk
 import pytest
+from langchain_protocol import RunStartParams, SubscribeParams
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 
 from lghard import RunPolicy, get_client, get_sync_client, harden_client
@@ -119,7 +120,9 @@ async def test_closing_closes_the_connections() -> None:
 
 
 def test_v3_wire_has_no_disconnect_option() -> None:
-    """When the SDK learns one, sessions of a thread can be protected, and the docs be corrected."""
+    """When it learns one, sessions of a thread can be protected, and the docs be corrected."""
+    for params in (RunStartParams, SubscribeParams):
+        assert "disconnect" not in " ".join(params.__annotations__)
     for stock in (LangGraphClient, SyncLangGraphClient):
         client = stock(httpx.AsyncClient() if stock is LangGraphClient else httpx.Client())
         stream = client.threads.stream(assistant_id="agent")

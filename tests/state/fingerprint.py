@@ -59,7 +59,7 @@ def _parts(kind: type, value: Any) -> list[str]:  # noqa: PLR0911
 
 def _held(value: Any) -> list[str]:
     if isinstance(value, dict):
-        return [f"{_told(k)}: {_told(v)}" for k, v in dict.items(value)]
+        return sorted(f"{_told(k)}: {_told(v)}" for k, v in dict.items(value))
     if isinstance(value, (set, frozenset)):
         return sorted(map(_told, value))
     if isinstance(value, deque):

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum, IntFlag, StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Optional, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Optional, TypeVar
 from uuid import UUID
 
 import attrs
@@ -69,6 +69,10 @@ class Pair(Enum):
     ORIGIN = (0, 0)
 
 
+class Several(Enum):
+    SET = frozenset({1, "a"})
+
+
 class WithData(Enum):
     EARTH = (5.9, 6.3)
 
@@ -96,6 +100,12 @@ class PointPlus(Point):
 class Person:
     name: str
     tags: Any = None
+
+
+@dataclasses.dataclass
+class Shared:
+    a: int = 1
+    limit: ClassVar[int] = 2
 
 
 @dataclasses.dataclass(frozen=True)
