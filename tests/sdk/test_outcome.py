@@ -18,7 +18,7 @@ Until = Callable[[Callable[[], Any]], Awaitable[Any]]
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
-def work(key: str, steps: int = 8, pause: float = 0.15) -> dict[str, Any]:
+def work(key: str, steps: int = 8, pause: float = 0.1) -> dict[str, Any]:
     return {"key": key, "steps": steps, "pause": pause}
 
 
