@@ -7,21 +7,52 @@ from lghard.state.compare import attributes
 from lghard.state.judging import Place, judge
 from lghard.state.looking import inherits, mro_of, spelled
 from lghard.state.paths import Path
+from lghard.state.quick import MESSAGES
 from lghard.state.report import Finding
 from lghard.state.rules import finding
 
 # In megabytes: what is written again at each change of a channel.
 LARGE = 10.0
 
-_SAMPLES = 8
+_SAMPLES = 4
+_SMALL = {int, float, bool, type(None)}
+_FEW = 64
 _DEEPEST = 4
 _MOST = 100_000
+_LONGEST = 60
 
 
-def size_finding(path: Path, value: object) -> list[Finding]:
-    """Whether the channel is large, as far as a few samples tell. Copies nothing."""
-    megabytes = _weight(value, 0) / 1e6
+def size_finding(path: Path, stored: float) -> list[Finding]:
+    """Whether this many bytes are a large channel."""
+    megabytes = stored / 1e6
     return [finding("LGS317", str(path), size=f"{megabytes:.0f}")] if megabytes > LARGE else []
+
+
+def weight(value: object) -> float:
+    """About how many bytes are stored of it, as far as a few samples tell."""
+    return max(_weight(value, 0), _spread(value))
+
+
+def must_not_be_packed(value: object, stored: float) -> bool:
+    """Whether looking by packing would copy something large. Lists are packed by pieces.
+
+    The text of messages is not packed at all; the other walk would dump them.
+    """
+    if type(value) is list and value and type(value[0]) in MESSAGES:
+        return False
+    pieces = len(value) if type(value) is list else 1
+    return stored > LARGE * 1e6 and stored / max(pieces, 1) > LARGE * 1e5
+
+
+def _spread(value: Any) -> float:
+    """How many values there are if each container is as its first: shared ones multiply."""
+    count = 1.0
+    for _ in range(_LONGEST):
+        if type(value) not in (list, tuple, dict) or not value:
+            break
+        count *= len(value)
+        value = next(iter(value.values() if type(value) is dict else value))
+    return count
 
 
 def _weight(value: Any, level: int) -> float:  # noqa: PLR0911
@@ -29,19 +60,21 @@ def _weight(value: Any, level: int) -> float:  # noqa: PLR0911
     kind = type(value)
     if kind is str or kind is bytes or kind is bytearray:
         return float(len(value))
-    if level == _DEEPEST:
+    if kind in MESSAGES:
+        content = value.__dict__["content"]
+        return float(len(content)) if type(content) is str else _weight(content, level + 1)
+    if level == _DEEPEST or kind in _SMALL:
         return 10.0
     if kind is list or kind is tuple:
-        step = max(1, len(value) // _SAMPLES)
-        sample = value[::step]
+        sample = value[:: max(1, -(-len(value) // _SAMPLES))]
         return sum(_weight(item, level + 1) for item in sample) * len(value) / (len(sample) or 1)
-    if kind is dict and len(value) <= _SAMPLES * _SAMPLES:
+    if kind is dict and len(value) <= _FEW:
         return sum(_weight(item, level + 1) for item in value.values())
     if inherits(kind, "numpy", "ndarray"):
         return float(value.nbytes)
-    if inherits(kind, "langchain_core.messages", "BaseMessage"):
-        return _weight(attributes(value).get("content"), level + 1) + 100.0
-    return 10.0 if kind is not dict else 20.0 * len(value)
+    if kind is dict:
+        return 20.0 * len(value)
+    return sum(_weight(held, level + 1) for held in attributes(value).values()) + 10.0
 
 
 def remarks(path: Path, value: object) -> Iterator[Finding]:

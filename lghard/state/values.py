@@ -17,7 +17,7 @@ from lghard.state.looking import inherits, mro_of, name_of, spelled
 from lghard.state.models import is_simple, name_problem, plan_of, revive, stored_fields
 from lghard.state.paths import ROOT, Path
 from lghard.state.quick import surely_clean
-from lghard.state.remarks import remarks, size_finding
+from lghard.state.remarks import must_not_be_packed, remarks, size_finding, weight
 from lghard.state.report import Finding, Report, Severity
 from lghard.state.rules import finding
 from lghard.state.stored import store_findings
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # ormsgpack gives up at this depth of plain containers, and Python's stack at this of objects.
 DEEPEST = 255
 DEEPEST_OBJECTS = 400
+
+# Bytes. What is shared at each of many levels would be written for ever.
+ENDLESS = 1e10
 
 # A value with more than this many is broken in one way that shows soon enough.
 MOST_FINDINGS = 500
@@ -144,11 +147,14 @@ def check_channel(
 ) -> list[Finding]:
     """Everything about what one channel holds."""
     found = inline_findings(str(path), value) if settings.postgres else []
-    found += size_finding(path, value)
-    if settings.plain and not roundtrip and surely_clean(value):
+    stored = weight(value)
+    found += size_finding(path, stored)
+    quick = settings.plain and not roundtrip and not must_not_be_packed(value, stored)
+    if quick and surely_clean(value):
         return found
     walk = Walk(settings)
     walk.channel(path, value)
+    walk.endless |= stored > ENDLESS
     walked = walk.findings
     if roundtrip:
         walked = _tried(path, value, walk, settings)
