@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from lghard.state.looking import is_remembered
 from lghard.state.paths import Path
 
 
@@ -164,6 +165,8 @@ def _members(path: Path, old: Any, new: Any) -> Iterator[tuple[Path, Any, Any]]:
 def _attributes(path: Path, old: Any, new: Any) -> Iterator[tuple[Path, Any, Any]]:
     before, after = attributes(old), attributes(new)
     for name in dict.fromkeys((*before, *after)):
+        if not (name in before and name in after) and is_remembered(type(old), name):
+            continue
         yield path.attribute(name), before.get(name, MISSING), after.get(name, MISSING)
 
 
@@ -174,7 +177,7 @@ _BOOKKEEPING = {"__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_pri
 def attributes(value: object) -> dict[str, Any]:
     """What an object holds, in its `__dict__` and its slots, without asking it.
 
-    Of a pydantic model also its extra and private attributes, and no cached properties.
+    Of a pydantic model also its extra and private attributes.
     """
     held = dict(_raw_dict(value))
     for name, slot in _slots(type(value)):

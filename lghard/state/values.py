@@ -340,6 +340,8 @@ class Walk:
             self.add("LGS204", step.path.attribute(field), model=name, field=field)
         for field in sorted(plan.encoded):
             self.add("LGS205", step.path.attribute(field), model=name, field=field)
+        for field in plan.computed:
+            self.add("LGS205", step.path.attribute(field), model=name, field=field)
         if plan.encodes_itself:
             self.add("LGS205", step.path, model=name, field="itself")
         for attribute in lost_attributes(model):
