@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from lghard.state.looking import is_remembered
+from lghard.state.looking import class_dict, is_remembered, mro_of
 from lghard.state.paths import Path
 
 
@@ -205,7 +205,7 @@ _HIDDEN = {"__weakref__", "__dict__"}
 
 
 def _slots(kind: type) -> Iterator[tuple[str, Any]]:
-    for base in kind.__mro__:
-        for name, found in vars(base).items():
-            if type(found) is _Slot and name not in _HIDDEN and "__slots__" in vars(base):
+    for base in mro_of(kind):
+        for name, found in class_dict(base).items():
+            if type(found) is _Slot and name not in _HIDDEN and "__slots__" in class_dict(base):
                 yield name, found
