@@ -743,8 +743,9 @@ class TypeWalk:
             if is_users(cls, method):
                 yield found_by("LGS404", type=name, code=method)
         for field in dataclasses.fields(cls):
-            if isinstance(inspect.getattr_static(cls, field.name, None), property):
-                yield found_by("LGS404", type=name, code=f"the property {field.name}")
+            found = inspect.getattr_static(cls, field.name, None)
+            if hasattr(type(found), "__set__") and not inspect.ismemberdescriptor(found):
+                yield found_by("LGS404", type=name, code=f"the descriptor {field.name}")
         if classes.method(cls, "__eq__") is vars(object)["__eq__"]:
             yield found_by("LGS404", type=name, code="no __eq__")
         yield from self._post_init(cls, "__post_init__")
