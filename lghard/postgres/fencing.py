@@ -54,6 +54,7 @@ class ThreadLease:
         self._ends_at = 0.0
         self._over = ""
         self._is_asked_for = False
+        self._is_inside = False
         self._tell: Callable[[], None] | None = None
 
     @override

@@ -102,11 +102,11 @@ free AS MATERIALIZED (
 renewed AS (
     UPDATE {TABLE} AS lease
     SET expires_at = clock_timestamp() + make_interval(secs => free.ttl)
-    FROM free WHERE lease.epoch = free.epoch RETURNING lease.epoch
+    FROM free WHERE lease.epoch = free.epoch RETURNING lease.owner
 )
-SELECT asked.epoch, lease.epoch IS NOT NULL AS is_held
+SELECT asked.owner, lease.epoch IS NOT NULL AS is_held
 FROM asked LEFT JOIN {TABLE} AS lease USING (epoch, owner)
-WHERE asked.epoch NOT IN (SELECT epoch FROM renewed)
+WHERE asked.owner NOT IN (SELECT owner FROM renewed)
 """  # noqa: S608 - a constant
 
 _HAND_OVER = f"""
@@ -117,7 +117,8 @@ WHERE thread_id = %(thread_id)s AND owner = %(owner)s AND wanted_at IS NULL
 RETURNING {_COLUMNS}
 """  # noqa: S608 - a constant
 _RELEASE = f"""
-DELETE FROM {TABLE} WHERE thread_id = %(thread_id)s AND owner = %(owner)s RETURNING epoch
+DELETE FROM {TABLE} WHERE thread_id = %(thread_id)s AND owner = %(owner)s
+RETURNING wanted_at IS NOT NULL AS is_wanted
 """  # noqa: S608 - a constant
 
 # It inserts nothing, or a violation of the constraint.
@@ -181,7 +182,7 @@ def renew(leases: Sequence[tuple[int, UUID, float]]) -> list[Statement]:
 
 
 def release(thread_id: str, owner: UUID) -> list[Statement]:
-    """Give the lease back; a row comes back if it was still held."""
+    """Give the lease back; a row comes back if it was still held: whether others want it."""
     return [_BOUND_WAIT, Statement(_RELEASE, {"thread_id": thread_id, "owner": owner})]
 
 

@@ -15,8 +15,8 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
-from contextvars import Context, Token
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context
 from itertools import count
 from time import monotonic
 from types import TracebackType
@@ -110,13 +110,11 @@ class Turn:
     Attributes:
         lease: what it will have.
         come: its turn has come: to take the lock, or it has been handed over.
-        pause: seconds to leave to others first.
     """
 
     def __init__(self, lease: ThreadLease, timeout: float) -> None:
         self.lease = lease
         self.come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.pause = 0.0
         self.began = monotonic()
         self._ends_at = self.began + timeout
 
@@ -135,6 +133,7 @@ class Line:
 
     Attributes:
         seen: who had it when somebody looked last.
+        rests_until: it is left to others so long, who have waited for it in other processes.
     """
 
     def __init__(self, thread_id: str) -> None:
@@ -142,13 +141,17 @@ class Line:
         self.lease: ThreadLease | None = None
         self.turns: deque[Turn] = deque()
         self.seen: Row | None = None
+        self.rests_until = 0.0
 
-    def call_next(self, pause: float = 0.0) -> None:
+    def call_next(self) -> None:
         """It is free, as far as this event loop is concerned."""
         self.lease = None
         if self.turns:
-            self.turns[0].pause = pause
             self.turns[0].begin()
+
+    def rest(self) -> float:
+        """Seconds to leave it to others yet."""
+        return max(0.0, self.rests_until - monotonic())
 
 
 class Leases:
@@ -163,7 +166,7 @@ class Leases:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._lines: dict[str, Line] = {}
-        self._held: dict[int, ThreadLease] = {}
+        self._held: set[ThreadLease] = set()  # not by epoch: a failover may bring one again
         self._timer: asyncio.TimerHandle | None = None
         self._next_at = self._renew_at = math.inf
         self._renewing: asyncio.Task[None] | None = None
@@ -188,6 +191,7 @@ class Leases:
             of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Leases]
             of_loops = vars(anchor).setdefault(_LEASES, WeakKeyDictionary())
             if loop not in of_loops:
+                _forget_closed(of_loops)
                 of_loops[loop] = cls(place)
             return of_loops[loop]
 
@@ -220,7 +224,7 @@ class Leases:
         if not turn.come.done():
             raise _busy(turn, line.lease._row if line.lease else line.seen)
         if line.lease is None:
-            await asyncio.sleep(min(turn.pause, turn.left()))
+            await asyncio.sleep(min(line.rest(), turn.left()))
             await self._take(line, turn)
             line.lease = turn.lease
             self._hold(turn.lease)
@@ -237,7 +241,11 @@ class Leases:
         self._forget_if_empty(line)
 
     def _forget_if_empty(self, line: Line) -> None:
-        if line.lease is None and not line.turns and self._lines.get(line.thread_id) is line:
+        if line.lease or line.turns or self._lines.get(line.thread_id) is not line:
+            return
+        if rest := line.rest():  # whoever comes back at once must know of it
+            asyncio.get_running_loop().call_later(rest, self._forget_if_empty, line)
+        else:
             del self._lines[line.thread_id]
 
     async def _take(self, line: Line, turn: Turn) -> None:
@@ -265,11 +273,12 @@ class Leases:
         lease._is_asked_for = True
         try:
             sent_at, (*_, rows) = await self._ask(asking, max(turn.left(), _LEAST))
-        except errors.LockNotAvailable:
-            lease._is_asked_for = False  # a write of the last holder is under way
+        except (errors.LockNotAvailable, errors.SerializationFailure):
+            lease._is_asked_for = False  # a write is under way, or somebody else was faster
         except errors.UndefinedTable:
             lease._is_asked_for = False
             await self._provide(max(turn.left(), _LEAST))
+            await self._claim(line, turn, want=want)
         except errors.InsufficientPrivilege as error:
             lease._is_asked_for = False
             raise _not_granted(error) from error
@@ -285,7 +294,7 @@ class Leases:
             line.seen = row = row_of(rows)
             if row and row.owner == lease._owner:
                 lease._begin(row, sent_at)
-            elif row and row.owner in {held._owner for held in inside.get()}:
+            elif row and row.owner in {held._owner for held in inside.get() if held._is_inside}:
                 raise _again(lease.thread_id)
 
     async def _provide(self, seconds: float) -> None:
@@ -328,7 +337,8 @@ class Leases:
         Returns:
             whether it was still held; None if nobody knows.
         """
-        is_lost = lease.epoch not in self._held
+        is_lost = lease not in self._held
+        self._held.discard(lease)
         task = self._start(self._release(self._lines[lease.thread_id], lease))
         if is_lost:
             return None
@@ -343,8 +353,7 @@ class Leases:
             self._say_it_expires(lease, error)
         finally:  # also if the event loop ends
             if heir is None:
-                # What others have asked for is left to them for a moment.
-                line.call_next(POLL if was_held else 0.0)
+                line.call_next()
             self._forget_if_empty(line)
         return was_held
 
@@ -352,9 +361,9 @@ class Leases:
         """Whether it was still held, and who in line has it now."""
         was_held = None
         for at in count():
-            self._held.pop(lease.epoch, None)
+            self._held.discard(lease)
             heir = line.turns[0] if line.turns else None
-            still_held = await self._give(lease, heir)
+            still_held = await self._give(line, lease, heir)
             was_held = still_held if at == 0 else was_held
             if heir is None or not heir.lease.epoch:
                 break
@@ -366,7 +375,7 @@ class Leases:
                 return was_held, heir
         return was_held, None
 
-    async def _give(self, lease: ThreadLease, heir: Turn | None) -> bool | None:
+    async def _give(self, line: Line, lease: ThreadLease, heir: Turn | None) -> bool | None:
         """Give it to `heir`, or where others want it, back.
 
         Returns:
@@ -375,11 +384,13 @@ class Leases:
         if heir is None:
             giving = release(lease.thread_id, lease._owner)
             _, (_, released), is_sure = await self._insist(giving)
+            _let_rest(line, released)
             return bool(released) if released or is_sure else None
         mine = heir.lease
         giving = hand_over(lease.thread_id, lease._owner, mine._owner, mine._ttl)
         mine._is_asked_for = True
         sent_at, (_, handed, released), is_sure = await self._insist(giving)
+        _let_rest(line, released)
         if handed:
             mine._begin(Row(**handed[0]), sent_at)
         is_known = bool(handed or released) or is_sure
@@ -424,7 +435,7 @@ class Leases:
 
     def _hold(self, lease: ThreadLease) -> None:
         """Renew it from now on."""
-        self._held[lease.epoch] = lease
+        self._held.add(lease)
         self._renew_at = min(self._renew_at, lease._ends_at - lease._ttl * (1 - 1 / _RENEWALS))
         self._wake_at(min(self._renew_at, lease._ends_at))
 
@@ -439,21 +450,21 @@ class Leases:
         """Say which are over, and renew the others if it is time."""
         self._timer = None
         self._next_at, now = math.inf, clock()
-        for lease in [*self._held.values()]:
-            if lease._ends_at <= now:
+        for lease in [*self._held]:
+            if lease._over or lease._ends_at <= now:  # over: a write has found it out
                 self._lose(lease, expired(lease._ttl))
         if not self._held:
             self._renew_at = math.inf
             return
         if self._renew_at <= now and self._renewing is None:
-            self._renewing = self._start(self._renew([*self._held.values()]))
+            self._renewing = self._start(self._renew([*self._held]))
             self._renewing.add_done_callback(self._look_again)
         self._look_again()
 
     def _look_again(self, renewed: asyncio.Task[None] | None = None) -> None:
         if renewed:
             self._renewing = None
-        ends = min((lease._ends_at for lease in self._held.values()), default=math.inf)
+        ends = min((lease._ends_at for lease in self._held), default=math.inf)
         due = self._renew_at if self._renewing is None else math.inf
         if self._held:
             self._wake_at(min(ends, due))
@@ -475,22 +486,22 @@ class Leases:
                 )
             return
         self._is_away = False
-        left_out = {row["epoch"]: row["is_held"] for row in rows}
+        left_out = {row["owner"]: row["is_held"] for row in rows}
         if not any(left_out.values()):
             self._renew_at = sent_at + period
         for lease in leases:
-            self._note(lease, sent_at, left_out.get(lease.epoch))
+            self._note(lease, sent_at, left_out.get(lease._owner))
 
     def _note(self, lease: ThreadLease, sent_at: float, left_out: bool | None) -> None:
         """What a renewal has come to; None for success."""
         if left_out is None:
             lease._ends_at = sent_at + lease._ttl
-        elif not left_out and self._held.get(lease.epoch) is lease:
+        elif not left_out and lease in self._held:
             self._lose(lease, TAKEN_OVER)
 
     def _lose(self, lease: ThreadLease, reason: str) -> None:
         """Tell its holder."""
-        del self._held[lease.epoch]
+        self._held.remove(lease)
         lease._end(reason)
         logger.warning("the lock of thread %r is lost: %s", lease.thread_id, lease._over)
         if lease._tell:
@@ -505,6 +516,19 @@ class Leases:
 
 
 _lock = threading.Lock()
+
+
+def _forget_closed(of_loops: "WeakKeyDictionary[asyncio.AbstractEventLoop, Leases]") -> None:
+    """The leases of an event loop may keep it, by a timer, although nothing else does."""
+    for loop in [*of_loops]:
+        if loop.is_closed():
+            del of_loops[loop]
+
+
+def _let_rest(line: Line, released: Sequence[DictRow]) -> None:
+    """What others have asked for is left to them for a moment."""
+    if released and released[0]["is_wanted"]:
+        line.rests_until = monotonic() + POLL
 
 
 def _process() -> str:
@@ -544,7 +568,7 @@ def _again(thread_id: str) -> RuntimeError:
 
 
 def _refuse_again(held: ThreadLease | None) -> None:
-    if held and held in inside.get():
+    if held and held._is_inside and held in inside.get():
         raise _again(held.thread_id)
 
 
@@ -629,14 +653,15 @@ class Block(AbstractAsyncContextManager[ThreadLease]):
         self._thread_id = thread_id
         self._timeout = timeout
         self._ttl = ttl
-        self._lease: ThreadLease | None = None
+        self._is_used = False
+        self._lease: ThreadLease
         self._guard: Guard
-        self._token: Token[tuple[ThreadLease, ...]]
 
     @override
     async def __aenter__(self) -> ThreadLease:
-        if self._lease:
+        if self._is_used:
             raise RuntimeError("this lock has been used already: call thread_lock() again")
+        self._is_used = True
         guard = Guard()
         self._leases = Leases.of(self._source)
         self._lease = lease = await self._leases.acquire(
@@ -644,7 +669,8 @@ class Block(AbstractAsyncContextManager[ThreadLease]):
         )
         self._guard = guard
         lease._tell = guard.strike
-        self._token = inside.set((*inside.get(), lease))
+        lease._is_inside = True
+        inside.set((*inside.get(), lease))
         return lease
 
     @override
@@ -655,10 +681,10 @@ class Block(AbstractAsyncContextManager[ThreadLease]):
         traceback: TracebackType | None,
     ) -> None:
         lease = self._lease
-        assert lease
         is_ours = self._guard.close(error)
-        with suppress(ValueError):  # left in another context than it was entered in
-            inside.reset(self._token)
+        lease._is_inside = False
+        # Not by a token: blocks may be left in another order, or context, than they were entered.
+        inside.set(tuple(held for held in inside.get() if held is not lease))
         is_lost = bool(lease._over)
         lease._end(RELEASED)
         if await self._leases.release(lease) is False and not is_lost:

@@ -22,6 +22,7 @@ from lghard import (
 )
 from lghard.postgres.fencing import inside
 from lghard.postgres.lease_rows import TABLE
+from lghard.postgres.leases import Leases
 from lghard.testing import FaultProxy, temporary_postgres
 from tests.postgres.checkpoints import (
     config_of,
@@ -169,6 +170,63 @@ async def test_such_a_task_may_lock_it_itself(saver):
     await late
 
 
+async def test_such_a_task_waits_for_the_end_of_the_block(saver, lghard_database):
+    """While the lock is being given back it is nobody's, and so not the task's own."""
+
+    async def lock_later():
+        (lease,) = inside.get()
+        await eventually(lambda: lease._over)
+        entering = asyncio.create_task(locked(saver, put(saver, "t")))
+        await eventually(lambda: entering.done() or Leases.of(saver)._lines["t"].turns)
+        await writer.rollback()
+        await entering
+
+    async with await AsyncConnection.connect(lghard_database) as writer:
+        async with thread_lock(saver, "t"):
+            late = asyncio.create_task(lock_later())
+            await writer.execute(f"SELECT FROM {TABLE} FOR KEY SHARE")  # the release waits
+        await late
+
+
+async def test_such_a_task_waits_through_another_pool(saver, lghard_database):
+    """Which knows nothing of the block but what is in the table."""
+
+    async def lock_later():
+        (lease,) = inside.get()
+        await eventually(lambda: lease._over)
+        async with open_pool(lghard_database) as pool:
+            entering = asyncio.create_task(locked(pool, put(saver, "t")))
+            await eventually(lambda: entering.done() or has_looked(pool))
+            await writer.rollback()
+            await entering
+
+    async with await AsyncConnection.connect(lghard_database) as writer:
+        async with thread_lock(saver, "t"):
+            late = asyncio.create_task(lock_later())
+            await writer.execute(f"SELECT FROM {TABLE} FOR KEY SHARE")  # the release waits
+        await late
+
+
+def has_looked(pool):
+    return any(line.seen for line in Leases.of(pool)._lines.values())
+
+
+@pytest.mark.usefixtures("batching")
+async def test_blocks_that_overlap(saver, lghard_database):
+    """One that was entered first may be left first: the other's fence stays, and its own goes."""
+    first, second = thread_lock(saver, "t"), thread_lock(saver, "u")
+    await first.__aenter__()
+    await second.__aenter__()
+    await first.__aexit__(None, None, None)
+    await steal(lghard_database, "u")
+    with pytest.raises(ThreadLockLostError, match="thread 'u'"):
+        await put(saver, "u")
+    with pytest.raises(ThreadLockLostError, match="thread 'u'"):
+        await second.__aexit__(None, None, None)
+    await put(saver, "t")
+    await put(saver, "u")
+
+
 @pytest.mark.usefixtures("batching")
 async def test_another_thread_is_not_fenced(saver, lghard_database):
     """A lock says nothing about threads that are not its own."""
@@ -253,7 +311,7 @@ async def test_a_takeover_waits_for_the_write_under_way(saver, lghard_database):
     async def write():
         async with held_up(lghard_database):
             writing = asyncio.create_task(put(saver, "t"))
-            await waiting(lghard_database, 1)
+            await waiting_for_long(lghard_database)
             await execute(lghard_database, f"UPDATE {TABLE} SET expires_at = now()")
             taking = elsewhere(taken_over(lghard_database))
             await waiting_backend_for(lghard_database, "transactionid")
@@ -271,6 +329,15 @@ async def taken_over(conninfo):
     """What somebody who takes the lock over finds stored."""
     async with open_pool(conninfo) as pool, thread_lock(pool, "t"):
         return len(await query(conninfo, "SELECT FROM checkpoints"))
+
+
+async def waiting_for_long(conninfo):
+    """Until the write waits, and is not in company, where it gives up soon to be sent alone."""
+    ask = (
+        "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory' "
+        "AND waitstart < clock_timestamp() - interval '0.3 s'"
+    )
+    await eventually(lambda: query(conninfo, ask))
 
 
 async def waiting_backend_for(conninfo, kind):

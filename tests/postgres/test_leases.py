@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import secrets
 import threading
 import time
@@ -25,11 +26,12 @@ from lghard import (
     thread_lock,
 )
 from lghard.postgres import leases as leasing
+from lghard.postgres.fencing import inside
 from lghard.postgres.lease_rows import TABLE
 from lghard.postgres.leases import Leases
 from lghard.testing import FaultProxy
 from tests.postgres.cancelling import Strike, cancelled_at_each_step, each_moment
-from tests.postgres.checkpoints import eventually, execute, query
+from tests.postgres.checkpoints import eventually, execute, query, waiting_backend
 
 
 @pytest.fixture(params=["direct", "pooled"])
@@ -156,8 +158,23 @@ async def test_nothing_is_left(pool, lghard_database):
             epochs.append(lease.epoch)
         assert [] == await rows(lghard_database)
     leases = Leases.of(pool)
-    assert ({}, {}, set()) == (leases._lines, leases._held, leases._tasks)
+    assert ({}, set(), set()) == (leases._lines, leases._held, leases._tasks)
     assert epochs[0] < epochs[1]
+
+
+async def test_nothing_is_left_of_event_loops(conninfo):
+    """Those that have ended, with their timers, while another one keeps the connections."""
+
+    async def lock():
+        async with open_checkpointer(conninfo, max_size=2) as saver:
+            await enter(saver, "t")
+
+    async with open_checkpointer(conninfo, max_size=2) as saver:
+        for _ in range(4):
+            await asyncio.to_thread(asyncio.run, lock())
+        await enter(saver, "t")
+        gc.collect()
+        assert [asyncio.get_running_loop()] == [*vars(saver._place)[leasing._LEASES]]
 
 
 async def test_no_connection_is_held(lghard_database):
@@ -207,6 +224,22 @@ async def test_every_isolation_level(lghard_database, isolation):
             *(turns.take(pool, number) for pool in (one, other) for number in range(5))
         )
     assert (1, 10) == (turns.most, len(turns.order))
+
+
+async def test_somebody_else_was_faster(pool, lghard_database):
+    """Where that is an error of the database, a single look says what it is."""
+    conninfo = make_conninfo(
+        lghard_database, options=r"-cdefault_transaction_isolation=repeatable\ read"
+    )
+    async with open_pool(conninfo) as other, thread_lock(pool, "t"):
+        await execute(lghard_database, f"UPDATE {TABLE} SET expires_at = now()")
+        async with await psycopg.AsyncConnection.connect(lghard_database) as faster:
+            await faster.execute(f"UPDATE {TABLE} SET expires_at = now() + interval '1 minute'")
+            looking = elsewhere(enter(other, "t", timeout=0))
+            await waiting_backend(lghard_database)
+            await faster.commit()
+        with pytest.raises(ThreadBusyError):
+            await looking
 
 
 # Who waits
@@ -281,6 +314,40 @@ async def test_another_process_gets_its_turn(pool, stranger):
     await enter(stranger, "t")
     leave.set()
     await asyncio.gather(*here)
+
+
+async def test_a_single_task_leaves_others_their_turn(pool, stranger, lghard_database):
+    """Nobody is in line here when it gives the lock back; it comes again at once, all the same."""
+    turns = Turns()
+
+    async def somebody_waits():
+        return await query(lghard_database, f"SELECT FROM {TABLE} WHERE wanted_at IS NOT NULL")
+
+    async with thread_lock(pool, "t"):
+        other = elsewhere(turns.take(stranger, "other"))
+        await eventually(somebody_waits)
+    await turns.take(pool, "again")
+    await other
+    assert ["other", "again"] == turns.order
+    await eventually(lambda: not Leases.of(pool)._lines)
+
+
+async def test_nothing_is_left_to_those_who_want_nothing(pool, monkeypatch):
+    """Who comes while the lock is being given back has it at once."""
+    monkeypatch.setattr(leasing, "POLL", 60.0)
+    fetch_all, coming = leasing.fetch_all, []
+
+    async def fetch(conn, statements):
+        if not coming:
+            coming.append(elsewhere(enter(pool, "t", timeout=5)))
+            await eventually(lambda: Leases.of(pool)._lines["t"].turns)
+        return await fetch_all(conn, statements)
+
+    async with thread_lock(pool, "t"):
+        monkeypatch.setattr(leasing, "fetch_all", fetch)
+    (came,) = coming
+    async with asyncio.timeout(4):
+        await came
 
 
 async def test_who_waits_in_vain_disturbs_nobody(pool, stranger, lghard_database):
@@ -387,6 +454,22 @@ async def test_a_lock_is_used_once(pool):
             pass
 
 
+async def test_a_lock_is_one_blocks(pool):
+    """Also while that one still waits for it."""
+    lock = thread_lock(pool, "t")
+
+    async def use():
+        async with lock:
+            pass
+
+    async with thread_lock(pool, "t"):
+        first = elsewhere(use())
+        await eventually(lambda: Leases.of(pool)._lines["t"].turns)
+        with pytest.raises(RuntimeError, match="call thread_lock"):
+            await elsewhere(use())
+    await first
+
+
 # Keeping it
 
 
@@ -421,7 +504,7 @@ async def test_one_statement_renews_all(pool, renewals, sent, lghard_database):
 async def test_it_outlives_its_ttl(conninfo, renewals):
     """As long as its process is well."""
     async with open_pool(conninfo) as pool, thread_lock(pool, "t", ttl=0.6):
-        await eventually(lambda: len(renewals) > 6)
+        await eventually(lambda: len(renewals) > 4)
         assert not await is_free(pool)
 
 
@@ -431,7 +514,7 @@ async def test_a_write_under_way_is_not_waited_for(pool, lghard_database, renewa
         async with await psycopg.AsyncConnection.connect(lghard_database) as writer:
             await writer.execute(f"SELECT FROM {TABLE} FOR KEY SHARE")
             renewals.clear()
-            await eventually(lambda: len(renewals) > 4)
+            await eventually(lambda: len(renewals) > 3)
         assert not lease._over
 
 
@@ -622,6 +705,35 @@ async def test_an_event_loop_that_was_blocked(pool):
     await eventually(lambda: is_free(pool))
 
 
+async def test_an_epoch_that_comes_again(pool, lghard_database):
+    """After a failover, or where somebody has emptied the table: each lease is its own."""
+    epochs = []
+
+    async def lock_another():
+        (old,) = inside.get()
+        await execute(lghard_database, f"TRUNCATE {TABLE} RESTART IDENTITY")
+        async with thread_lock(pool, "u") as new:
+            epochs.extend([old.epoch, new.epoch])
+            await asyncio.sleep(60)
+
+    with pytest.raises(ThreadLockLostError, match="thread 't' is not held"):
+        await locked(pool, lock_another(), ttl=0.6)
+    assert epochs[0] == epochs[1]
+
+
+async def test_whoever_was_refused_by_itself_is_told(pool):
+    """A task of the block has found the lease expired, just before it was renewed after all."""
+
+    async def refused():
+        (lease,) = inside.get()
+        lease._end("expired")
+        await asyncio.sleep(5)
+
+    with pytest.raises(ThreadLockLostError, match="expired") as caught:
+        await locked(pool, refused(), ttl=0.6)
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+
+
 async def test_a_short_outage_costs_nothing(breakable_postgres, renewals):
     """It is renewed again as soon as the database is back."""
     conninfo = breakable_postgres.create_database()
@@ -705,6 +817,12 @@ async def test_setup_creates_it(lghard_database):
     """Where the role may."""
     async with open_checkpointer(lghard_database):
         assert [] == await rows(lghard_database)
+
+
+async def test_a_single_look_creates_it(lghard_empty_database):
+    """Nobody has the lock, so it is not busy."""
+    async with open_pool(lghard_empty_database) as pool:
+        await enter(pool, "t", timeout=0)
 
 
 async def test_any_number_of_replicas_may_create_it(conninfo):
