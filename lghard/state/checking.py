@@ -7,7 +7,8 @@ from typing import Annotated, Any, TypeVar, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.channels import LastValue, UntrackedValue
-from langgraph.graph import StateGraph
+from langgraph.func import entrypoint
+from langgraph.graph import END, StateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command
 from pydantic import TypeAdapter
@@ -20,6 +21,9 @@ from lghard.state.report import Finding, Report, Severity
 from lghard.state.rules import finding
 from lghard.state.values import Settings, check_channel
 from lghard.state.verdicts import Mode, Verdicts
+
+# Where an `@entrypoint` keeps what it is given as `previous`; a private name of LangGraph's.
+PREVIOUS = "__previous__"
 
 G = TypeVar("G", bound="StateGraph[Any, Any, Any, Any] | Pregel[Any, Any, Any, Any]")
 
@@ -82,7 +86,10 @@ def _checked(graph: Any, verdicts: Verdicts, postgres: bool) -> Any:
     settings = Settings.of(serde, postgres=postgres, profile=None)._replace(serde=None)
     nodes = {}
     for name, node in graph.nodes.items():
-        check = UpdateCheck(name, graph.channels, _validators(graph), settings, verdicts)
+        written = results_in if PREVIOUS in graph.channels else updates_in
+        check = UpdateCheck(
+            name, graph.channels, _validators(graph), settings, verdicts, written=written
+        )
         bound = node.bound
         if isinstance(bound, Pregel):
             bound = _checked(bound, verdicts, postgres)
@@ -100,6 +107,8 @@ class UpdateCheck(Runnable[Any, Any]):
         validators: Mapping[str, Callable[[Any], object]],
         settings: Settings,
         verdicts: Verdicts,
+        *,
+        written: "Written",
     ) -> None:
         self.name = f"check {node}"
         self._node = node
@@ -107,12 +116,13 @@ class UpdateCheck(Runnable[Any, Any]):
         self._validators = validators
         self._settings = settings
         self._verdicts = verdicts
+        self._written = written
 
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         found = [
             each
-            for path, channel, value in updates_in(input, ROOT)
+            for path, channel, value in self._written(input, ROOT)
             for each in self._found(path, channel, value)
         ]
         report = Report(tuple(dict.fromkeys(found)), f"update of node {self._node!r}")
@@ -136,8 +146,21 @@ class UpdateCheck(Runnable[Any, Any]):
                 yield finding("LGS126", str(path), schema="the state schema")
 
 
+Written = Callable[[Any, Path], Iterator[tuple[Path, str | None, Any]]]
+"""The values in what a node returns: the channel of each, or None for what is sent."""
+
+
+def results_in(result: Any, path: Path) -> Iterator[tuple[Path, str | None, Any]]:
+    """Of an `@entrypoint`, which is kept as it is: the keys of a dict are no channels."""
+    if isinstance(result, entrypoint.final):
+        yield path.attribute("value"), END, result.value
+        yield path.attribute("save"), PREVIOUS, result.save
+    else:
+        yield path, END, result
+
+
 def updates_in(update: Any, path: Path) -> Iterator[tuple[Path, str | None, Any]]:
-    """The values in what a node returns: the channel of each, or None for what is sent."""
+    """Of a node of a StateGraph."""
     if update is None:
         return
     if isinstance(update, dict):

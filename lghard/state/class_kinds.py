@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from lghard.state import core_schema as models
 from lghard.state.annotations import UNIONS, members_of
+from lghard.state.looking import is_standard
 
 _MANY = 1000
 
@@ -127,7 +128,7 @@ def is_users(cls: type, method: str) -> bool:
         if method in vars(base):
             found = vars(base)[method]
             code: Any = getattr(getattr(found, "__func__", found), "__code__", None)
-            if code is None or base.__module__.split(".")[0] in sys.stdlib_module_names:
+            if code is None or is_standard(base.__module__.split(".")[0]):
                 return False
             return not code.co_filename.startswith("<") and code.co_filename != collections.__file__
     return False

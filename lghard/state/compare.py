@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from lghard.state.looking import class_dict, is_remembered, mro_of
 from lghard.state.paths import Path
 
 
@@ -164,6 +165,8 @@ def _members(path: Path, old: Any, new: Any) -> Iterator[tuple[Path, Any, Any]]:
 def _attributes(path: Path, old: Any, new: Any) -> Iterator[tuple[Path, Any, Any]]:
     before, after = attributes(old), attributes(new)
     for name in dict.fromkeys((*before, *after)):
+        if not (name in before and name in after) and is_remembered(type(old), name):
+            continue
         yield path.attribute(name), before.get(name, MISSING), after.get(name, MISSING)
 
 
@@ -174,7 +177,7 @@ _BOOKKEEPING = {"__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_pri
 def attributes(value: object) -> dict[str, Any]:
     """What an object holds, in its `__dict__` and its slots, without asking it.
 
-    Of a pydantic model also its extra and private attributes, and no cached properties.
+    Of a pydantic model also its extra and private attributes.
     """
     held = dict(_raw_dict(value))
     for name, slot in _slots(type(value)):
@@ -202,7 +205,7 @@ _HIDDEN = {"__weakref__", "__dict__"}
 
 
 def _slots(kind: type) -> Iterator[tuple[str, Any]]:
-    for base in kind.__mro__:
-        for name, found in vars(base).items():
-            if type(found) is _Slot and name not in _HIDDEN and "__slots__" in vars(base):
+    for base in mro_of(kind):
+        for name, found in class_dict(base).items():
+            if type(found) is _Slot and name not in _HIDDEN and "__slots__" in class_dict(base):
                 yield name, found

@@ -37,6 +37,7 @@ from lghard.state.looking import (
     in_class,
     inherits,
     is_generated,
+    is_remembered,
     is_trusted,
     lookup_problem,
     module_of,
@@ -308,8 +309,8 @@ def _class(path: Path, value: Any, place: Place) -> Verdict:
     fields = in_class(value, "__dataclass_fields__")
     if type(fields) is not dict or inherits(value, "pydantic", "BaseModel"):
         return _raised(path, value, place)
-    defaults = {name: in_class(value, name) for name in fields}
-    if any(x is None or inspect.ismemberdescriptor(x) for x in defaults.values()):
+    names = class_dict_of_bases(value)
+    if any(n not in names or inspect.ismemberdescriptor(in_class(value, n)) for n in fields):
         return _raised(path, value, place)
     return _noted("LGS220", path, type=spelled(value))
 
@@ -451,7 +452,7 @@ def _enum(path: Path, value: Any, place: Place) -> Verdict:
 
 def _scalar(path: Path, member: object) -> bool:
     plain = (str, int, float, bool, bytes, type(None), UUID, Decimal, date, timedelta)
-    if type(member) is frozenset:
+    if type(member) is frozenset or type(member) is list:
         return all(_scalar(path, inner) for inner in member)
     return type(member) in plain and not (
         type(member) is str and judge(path, member, Place()).findings
@@ -467,7 +468,8 @@ def _send(path: Path, value: Any, place: Place) -> Verdict:
 
 def _is_send_like(kind: type, value: object) -> bool:
     names = {*class_dict_of_bases(kind), *_own_attributes(value)}
-    return {"node", "arg"} <= names
+    # The protocol wants a `__hash__`, too, which a dataclass has only if it is frozen.
+    return {"node", "arg"} <= names and in_class(kind, "__hash__") is not None
 
 
 def _send_like(path: Path, value: Any, place: Place) -> Verdict:
@@ -581,6 +583,7 @@ def _undeclared(path: Path, value: Any, fields: Any) -> list[Note]:
         ("LGS203", path.attribute(n), {"model": name, "attribute": n})
         for n in attributes(value)
         if n not in fields and n not in _CACHED_BY_PYDANTIC
+        if not is_remembered(type(value), n)
     ]
 
 

@@ -1,7 +1,11 @@
 """Looking at a class or an object without running any of its code."""
 
+import os
 import sys
+import sysconfig
 from collections.abc import Iterator
+from functools import cached_property
+from pathlib import PurePath
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
@@ -53,6 +57,11 @@ def in_class(kind: type, name: str) -> Any:
     return None
 
 
+def is_remembered(kind: type, name: str) -> bool:
+    """Whether an attribute only remembers what can be had again: no part of what an object is."""
+    return name == "__orig_class__" or type(in_class(kind, name)) is cached_property
+
+
 def definers(kind: type, *names: str) -> Iterator[tuple[type, str]]:
     """Which of its bases define one of these names themselves."""
     for base in mro_of(kind):
@@ -69,7 +78,26 @@ def is_trusted(module: object) -> bool:
     if type(module) is not str:
         return False
     top = module.partition(".")[0]
-    return top in _TRUSTED or (top in sys.stdlib_module_names and top != "__main__")
+    return top in _TRUSTED or is_standard(top)
+
+
+def is_standard(top: str) -> bool:
+    """Whether a module is Python's: one of ours may be called `profile` or `queue`, too."""
+    if top not in sys.stdlib_module_names or top == "__main__":
+        return False
+    if top not in _STANDARD:
+        file = getattr(sys.modules.get(top), "__file__", None)
+        _STANDARD[top] = file is None or _is_pythons(file)
+    return _STANDARD[top]
+
+
+def _is_pythons(file: str) -> bool:
+    homes = {PurePath(sysconfig.get_path("stdlib")), PurePath(os.__file__).parent}
+    inside = [PurePath(file).relative_to(h) for h in homes if PurePath(file).is_relative_to(h)]
+    return any(rest.parts[0] not in ("site-packages", "dist-packages") for rest in inside)
+
+
+_STANDARD: dict[str, bool] = {}
 
 
 def own_code(kind: type, *names: str) -> str | None:

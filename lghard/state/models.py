@@ -19,6 +19,7 @@ from lghard.state.looking import (
     definers,
     in_class,
     is_generated,
+    is_remembered,
     is_trusted,
     lookup_problem,
     module_of,
@@ -51,6 +52,7 @@ _CONSTRAINTS = {
     "gt", "ge", "lt", "le", "multiple_of", "max_length", "min_length", "pattern",
     "strip_whitespace", "to_lower", "to_upper", "allow_inf_nan",
 }  # fmt: skip
+_ALIASES = {"validation_alias", "serialization_alias"}
 _STR_CONFIG = ("str_to_lower", "str_to_upper", "str_strip_whitespace", "str_max_length",
                "str_min_length", "allow_inf_nan")  # fmt: skip
 
@@ -66,6 +68,7 @@ class ModelPlan:
         aliased: fields that are not read by their name; true if they have a default.
         root: whether it is a RootModel.
         encodes_itself: whether a serializer of the whole model decides what is stored.
+        computed: computed fields that come back as extra ones.
         simple: the types that a field may have so that it surely comes back; None if that takes a
             closer look.
     """
@@ -77,6 +80,7 @@ class ModelPlan:
     simple: dict[str, frozenset[type]] | None = None
     root: bool = False
     encodes_itself: bool = False
+    computed: tuple[str, ...] = ()
 
 
 def plan_of(kind: type) -> ModelPlan:
@@ -94,7 +98,7 @@ def _plan(kind: type) -> ModelPlan:
     schema = in_class(kind, "__pydantic_core_schema__")
     if type(schema) is not dict:
         return ModelPlan(code="a schema that is not built yet")
-    code = _own_method(kind) or _own_metaclass(kind) or _own_function(schema)
+    code = _own_part(kind) or _own_function(schema)
     fields, config, root = _fields(schema)
     aliased = _aliased(fields, config)
     return ModelPlan(
@@ -103,6 +107,7 @@ def _plan(kind: type) -> ModelPlan:
         encoded=frozenset(n for n, f in fields.items() if _has_own_serializer(_outer(f))),
         aliased=aliased,
         simple=None if code or aliased or root else _simple(fields, config),
+        computed=_kept_computed(schema),
         root=root,
         encodes_itself=_has_own_serializer(_model_node(schema)),
     )
@@ -132,6 +137,21 @@ def _own_method(kind: type) -> str | None:
     return None
 
 
+def _own_part(kind: type) -> str | None:
+    """What of a model class itself is the user's, and runs."""
+    return _own_method(kind) or _own_metaclass(kind) or _own_factory(kind)
+
+
+def _own_factory(kind: type) -> str | None:
+    """The default factory of a private attribute: the schema does not tell of those."""
+    private = in_class(kind, "__private_attributes__")
+    for name, attribute in private.items() if type(private) is dict else ():
+        factory = getattr(attribute, "default_factory", None)
+        if factory is not None and not _is_known(factory):
+            return str(name)
+    return None
+
+
 def _is_slot(found: object) -> bool:
     """The descriptor with which each class that has a `__dict__` gives it."""
     return type(found) is GetSetDescriptorType
@@ -158,10 +178,12 @@ def _own_function(schema: Any) -> str | None:
     return None
 
 
-def _function_in(node: dict[str, Any]) -> str | None:
+def _function_in(  # noqa: PLR0911 - a case for each kind
+    node: dict[str, Any],
+) -> str | None:
     if str(node.get("when_used", "")).startswith("json"):
         return None
-    for key in ("function", "default_factory", "discriminator", "fail_fast", "post_init"):
+    for key in _CODE:
         found = node.get(key)
         if type(found) is dict:
             found = found.get("function", found)
@@ -169,14 +191,31 @@ def _function_in(node: dict[str, Any]) -> str | None:
             continue
         if not _is_known(found):
             return f"{getattr(found, '__qualname__', key)}"
+    if node.get("type") == "computed-field":
+        return str(node["property_name"])
     if node.get("type") in ("call", "generator", "custom-error"):
         return f"a {node['type']} schema"
     kinds = node.get("cls")
     if isinstance(kinds, type) and node.get("type") in ("is-instance", "is-subclass"):
         return _own_metaclass(kinds)
     if isinstance(kinds, type) and node.get("type") in ("model", "dataclass"):
-        return _own_method(kinds) or _own_metaclass(kinds)
+        return _own_part(kinds)
     return None
+
+
+_CODE = (
+    "function", "default_factory", "discriminator", "fail_fast", "post_init",
+    "serialization_exclude_if",
+)  # fmt: skip
+
+
+def _kept_computed(schema: dict[str, Any]) -> tuple[str, ...]:
+    """Their values are stored with the fields; `extra="allow"` takes them for extra ones."""
+    model = _model_node(schema)
+    if model.get("config", {}).get("extra_fields_behavior") != "allow":
+        return ()
+    inner = model.get("schema", {})
+    return tuple(each["property_name"] for each in inner.get("computed_fields", ()))
 
 
 def _is_known(function: Any) -> bool:
@@ -219,13 +258,29 @@ def _outer(model_field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _aliased(fields: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, bool]:
-    if config.get("populate_by_name") or config.get("validate_by_name"):
-        return {}
+    """Fields that are stored under a name by which they are not read."""
     return {
         name: found["schema"].get("type") == "default"
         for name, found in fields.items()
-        if found.get("validation_alias") not in (None, name)
+        if _stored_name(name, found, config) not in _read_names(name, found, config)
     }
+
+
+def _stored_name(name: str, found: dict[str, Any], config: dict[str, Any]) -> str:
+    alias = found.get("serialization_alias") if config.get("serialize_by_alias") else None
+    return name if alias is None else str(alias)
+
+
+def _read_names(name: str, found: dict[str, Any], config: dict[str, Any]) -> set[str]:
+    alias = found.get("validation_alias")
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    names = {name} if alias is None or by_name else set()
+    if alias is None or config.get("validate_by_alias") is False:
+        return names
+    if type(alias) is str:
+        return names | {alias}
+    paths = [alias] if type(alias[0]) is not list else alias
+    return names | {path[0] for path in paths if len(path) == 1}
 
 
 def _simple(
@@ -237,7 +292,11 @@ def _simple(
         return None
     simple = {}
     for name, found in fields.items():
-        kinds = None if found.get("serialization_exclude") else _simple_types(_outer(found))
+        # What is stored or read under another name may be taken for another field.
+        named = _ALIASES & found.keys()
+        kinds = (
+            None if named or found.get("serialization_exclude") else _simple_types(_outer(found))
+        )
         if kinds is None:
             return None
         simple[name] = kinds
@@ -282,7 +341,9 @@ def stored_fields(model: Any, plan: ModelPlan) -> Iterator[tuple[str, Any]]:
     """What a model's dump holds: fields and extras, without what is excluded or private."""
     private = object.__getattribute__(model, "__pydantic_private__") or {}
     for name, value in attributes(model).items():
-        if name not in private and name not in plan.excluded | plan.encoded:
+        if name in private or name in plan.excluded | plan.encoded:
+            continue
+        if not is_remembered(type(model), name):
             yield name, value
 
 

@@ -26,6 +26,7 @@ from langchain_core.messages import (
 
 from lghard.state.compare import attributes
 from lghard.state.judging import Place, judge
+from lghard.state.looking import mro_of
 from lghard.state.models import is_simple, name_problem, plan_of
 from lghard.state.paths import ROOT
 
@@ -67,6 +68,8 @@ def surely_clean(value: object) -> bool:
         return True
     if kind is dict:
         return _dict_is_clean(value)  # type: ignore[arg-type]
+    if bytes in mro_of(kind):  # the serializer takes it for bytes, whatever it says in a list
+        return False
     # In a list, so that no level is one less deep than where the serializer counts it.
     return _piece_is_clean([value])
 
@@ -143,7 +146,7 @@ def _object_view(value: Any) -> Any:
 # Messages of langchain-core, which are most of most states. What their validators would change is
 # what is checked here; what is untyped in them is packed.
 
-_COMMON = ("content", "additional_kwargs", "response_metadata", "name", "id")
+_COMMON = ("content", "type", "additional_kwargs", "response_metadata", "name", "id")
 _MORE = {
     AIMessage: ("tool_calls", "invalid_tool_calls", "usage_metadata"),
     ToolMessage: ("tool_call_id", "artifact", "status"),
@@ -154,11 +157,12 @@ _MORE = {
 MESSAGES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     kind: itemgetter(*_COMMON, *more)
     for kind, more in _MORE.items()
-    if {*_COMMON, *more, "type"} == getattr(kind, "model_fields", {}).keys()
+    if {*_COMMON, *more} == getattr(kind, "model_fields", {}).keys()
 }
 _CALL = ("name", "args", "id", "type")
 _USAGE = ("input_tokens", "output_tokens", "total_tokens")
 _STR, _INT = {str}, {int}
+_KINDS = {"human", "ai", "tool", "system"}
 
 
 def _messages_are_clean(messages: list[Any]) -> bool:  # noqa: PLR0911, PLR0912
@@ -168,14 +172,16 @@ def _messages_are_clean(messages: list[Any]) -> bool:  # noqa: PLR0911, PLR0912
     counts are looked at together, which C does.
     """
     texts: list[Any] = []
+    kinds: list[Any] = []
     counts: list[Any] = []
     rest: list[Any] = []
     for message in messages:
         kind, held = type(message), message.__dict__
-        content, kwargs, metadata, name, id_, *more = MESSAGES[kind](held)
+        content, type_, kwargs, metadata, name, id_, *more = MESSAGES[kind](held)
         if len(held) != 6 + len(more) or message.__pydantic_extra__:
             return False
         texts.append(content)
+        kinds.append(type_)
         if id_ is not None:
             texts.append(id_)
         if name is not None:
@@ -189,9 +195,9 @@ def _messages_are_clean(messages: list[Any]) -> bool:  # noqa: PLR0911, PLR0912
         if kind is AIMessage:
             calls, invalid, usage = more
             # Raw calls are parsed again where there are no others.
-            if invalid or "tool_calls" in kwargs:
+            if invalid or type(invalid) is not list or "tool_calls" in kwargs:
                 return False
-            if calls and not _calls_are_clean(calls, texts, rest):
+            if (calls or type(calls) is not list) and not _calls_are_clean(calls, texts, rest):
                 return False
             if usage is not None:
                 if type(usage) is not dict:
@@ -203,6 +209,8 @@ def _messages_are_clean(messages: list[Any]) -> bool:  # noqa: PLR0911, PLR0912
         elif kind is ToolMessage:
             texts.append(more[0])
             rest.append(more[1:])
+    if {*map(type, kinds)} - _STR or not {*kinds} <= _KINDS:
+        return False
     return _texts_are_clean(texts, rest) and (not counts or {*map(type, counts)} == _INT)
 
 

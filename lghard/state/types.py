@@ -64,6 +64,7 @@ from lghard.state.class_kinds import (
     tells_apart,
 )
 from lghard.state.found import Found, Place, found_by
+from lghard.state.looking import is_standard
 from lghard.state.report import Severity
 from lghard.state.rules import RULES
 from lghard.state.serializers import SAFE, Name, Serialization
@@ -490,12 +491,16 @@ class TypeWalk:
             return [found_by("LGS316", annotation=what, chunks=True)]
         return []
 
-    def _pydantic_type(self, cls: type, annotation: Any, place: Place) -> list[Found] | None:
+    def _pydantic_type(  # noqa: PLR0911 - a case for each kind
+        self, cls: type, annotation: Any, place: Place
+    ) -> list[Found] | None:
         """What pydantic brings, and is no model."""
         if not cls.__module__.startswith(("pydantic.", "pydantic_core", "pydantic_extra_types")):
             return None
         if issubclass(cls, SecretStr | SecretBytes) or cls.__name__.split("[")[0] == "Secret":
             return self._secret(cls, annotation, place)
+        if cls.__name__ in ("IPvAnyAddress", "IPvAnyInterface", "IPvAnyNetwork"):
+            return []  # what pydantic makes of it is of the class that Python has for it
         if cls.__name__ in ("AwareDatetime", "PastDatetime", "FutureDatetime"):
             return self._plain_class(dt.datetime, place) or []
         if cls.__name__ in ("NaiveDatetime", "PastDate", "FutureDate"):
@@ -558,7 +563,7 @@ class TypeWalk:
 
     def _rebuilt(self, cls: type, place: Place) -> list[Found]:
         found = self._named(cls, "plain values", place)
-        if cls.__module__ in sys.stdlib_module_names:
+        if is_standard(cls.__module__.split(".")[0]):
             return found
         code = next((n for n in ("__new__", "__init__") if n in vars(cls)), None)
         if code is None:
@@ -738,8 +743,9 @@ class TypeWalk:
             if is_users(cls, method):
                 yield found_by("LGS404", type=name, code=method)
         for field in dataclasses.fields(cls):
-            if isinstance(inspect.getattr_static(cls, field.name, None), property):
-                yield found_by("LGS404", type=name, code=f"the property {field.name}")
+            found = inspect.getattr_static(cls, field.name, None)
+            if hasattr(type(found), "__set__") and not inspect.ismemberdescriptor(found):
+                yield found_by("LGS404", type=name, code=f"the descriptor {field.name}")
         if classes.method(cls, "__eq__") is vars(object)["__eq__"]:
             yield found_by("LGS404", type=name, code="no __eq__")
         yield from self._post_init(cls, "__post_init__")
@@ -817,6 +823,8 @@ class TypeWalk:
         extra = view.config.get("extra")
         if view.computed and extra in ("allow", "forbid"):
             yield found_by("LGS205", model=name, field=f"the computed field {view.computed[0]}")
+        elif view.computed:
+            yield found_by("LGS404", type=name, code=view.computed[0])
         if extra == "allow":
             yield found_by("LGS316", annotation=f"{name}, which allows extra fields,")
 
@@ -870,7 +878,7 @@ class TypeWalk:
         model = type_name(cls)
         if field.excluded and place.dumped:
             yield found_by("LGS204", model=model, field=name)
-        elif field.written not in field.read and name != "root":
+        elif name != "root" and (field.written not in field.read or _taken(name, view)):
             rule = "LGS202" if field.required else "LGS201"
             yield found_by(rule, model=model, field=name)
         for code in field.serializers:
@@ -938,13 +946,19 @@ def _class_itself(cls: Any, place: Place) -> Found:
     return _no_encoder(f"type[{show(cls)}]", place)
 
 
+def _taken(name: str, view: models.ModelView) -> bool:
+    """Whether what is stored of a field is read as another one, whose alias is its name."""
+    written = view.fields[name].written
+    return any(written in other.read for key, other in view.fields.items() if key != name)
+
+
 def _without_codec(cls: type, annotation: Any, place: Place) -> Found:
     name = type_name(cls)
     if is_pure_path(cls) or name in ("complex", "range", "fractions.Fraction", "slice"):
         if place.dumped and name == "fractions.Fraction":
             return found_by("LGS316", annotation="Fraction, which pydantic writes as a str,")
         return found_by("LGS110", type=name)
-    stdlib = cls.__module__.split(".")[0] in sys.stdlib_module_names
+    stdlib = is_standard(cls.__module__.split(".")[0])
     if inspect.isabstract(cls) and not stdlib:
         return found_by("LGS316", annotation=f"the abstract class {name}")
     if stdlib or cls is type:

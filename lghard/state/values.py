@@ -274,6 +274,8 @@ class Walk:
             return Verdict()
         for rule, path, fields in verdict.findings:
             self.add(rule, path, **fields)
+        if verdict.findings and inherits(type(step.value), "unittest.mock", "NonCallableMock"):
+            self.endless = True  # for seconds, and half a gigabyte, until it raises
         self._profile(step)
         self._allowed(step, verdict)
         return verdict
@@ -339,6 +341,8 @@ class Walk:
         for field in sorted(plan.excluded):
             self.add("LGS204", step.path.attribute(field), model=name, field=field)
         for field in sorted(plan.encoded):
+            self.add("LGS205", step.path.attribute(field), model=name, field=field)
+        for field in plan.computed:
             self.add("LGS205", step.path.attribute(field), model=name, field=field)
         if plan.encodes_itself:
             self.add("LGS205", step.path, model=name, field="itself")
@@ -498,7 +502,12 @@ def _tried(path: Path, value: Any, walk: Walk, settings: Settings) -> list[Findi
     if stored[0].startswith("pickle"):
         return _pickled(path, value, walk)
     stored = stored[0], bytes(stored[1])  # what is bytes already is not written, but kept
-    changes = [*differences(value, serde.loads_typed(stored), path)]
+    try:
+        became = serde.loads_typed(stored)
+    except Exception as error:  # of a serializer, or of bytes that somebody made by hand
+        failed = finding("LGS111", str(path), error=type(error).__name__, type=spelled(type(value)))
+        return [*walk.findings, failed]
+    changes = [*differences(value, became, path)]
     return [*_merged(walk.findings, changes), *remarks(path, value)]
 
 

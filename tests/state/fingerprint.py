@@ -10,6 +10,7 @@ from collections import deque
 from datetime import datetime, time, timezone
 from decimal import Decimal
 from enum import Enum
+from functools import cached_property
 from types import FunctionType, ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -81,7 +82,13 @@ def _attributes(value: Any) -> list[str]:
     slots = [s for base in kind.__mro__ for s in _slots_of(base)]
     held = {s: getattr(value, s) for s in slots if s not in _UNTOLD and hasattr(value, s)}
     held |= getattr(value, "__dict__", {})
+    held = {n: x for n, x in held.items() if not _is_remembered(kind, n)}
     return [f"{name}={_told(x)}" for name, x in sorted(held.items())]
+
+
+def _is_remembered(kind: type, name: str) -> bool:
+    """What can be had again is no part of a value."""
+    return isinstance(getattr(kind, name, None), cached_property) or name == "__orig_class__"
 
 
 def _slots_of(base: type) -> list[str]:

@@ -574,6 +574,41 @@ class Computed(BaseModel):
         return self.x * 2
 
 
+class ComputedAlone(BaseModel):
+    x: int = 1
+
+    @pydantic.computed_field
+    @property
+    def double(self) -> int:
+        return self.x * 2
+
+
+class Swapped(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+    x: int = Field(1, alias="y")
+    y: int = Field(2, alias="x")
+
+
+class Addresses(BaseModel):
+    address: pydantic.IPvAnyAddress = ipaddress.ip_address("::1")
+    network: pydantic.IPvAnyNetwork = ipaddress.ip_network("10.0.0.0/8")
+
+
+class OneMore:
+    """A descriptor."""
+
+    def __get__(self, obj, kind=None):
+        return 0 if obj is None else obj.__dict__["x"]
+
+    def __set__(self, obj, value):
+        obj.__dict__["x"] = value + 1
+
+
+@dataclass
+class Described:
+    x: int = OneMore()
+
+
 class Collections(BaseModel):
     a: defaultdict[str, list[int]]
     b: OrderedDict[str, int]
@@ -1074,6 +1109,10 @@ case("arbitrary", Arbitrary, lambda: [Arbitrary(it=Plain())], "LGS109")
 case("untyped", Untyped, lambda: [Untyped(it=1)], "LGS316")
 case("extra", Extra, lambda: [Extra(a=1)], "LGS316")
 case("computed", Computed, lambda: [Computed()], "LGS205", "LGS316")
+case("computed alone", ComputedAlone, lambda: [ComputedAlone()], "LGS404")
+case("swapped aliases", Swapped, lambda: [Swapped(x=5, y=6)], "LGS201")
+case("any address", Addresses, lambda: [Addresses()])
+case("a descriptor", Described, lambda: [Described(1)], "LGS404")
 case("collections in a model", Collections,
      lambda: [Collections(a={"a": [1]}, b={"b": 1}, c={"a": 2}, d={1}, e=Pair(1))])  # fmt: skip
 case("parsed", Parsed, lambda: [Parsed(it='[[1, "a"]]')], "LGS216")

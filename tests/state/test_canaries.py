@@ -7,8 +7,11 @@ import ormsgpack
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.serde import _msgpack, jsonplus
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.func import entrypoint
+from langgraph.graph import StateGraph
 from pydantic import BaseModel
 
+from lghard.state.checking import PREVIOUS
 from lghard.state.quick import MESSAGES
 
 
@@ -70,3 +73,14 @@ def test_the_depth_at_which_the_encoder_gives_up():
     for _ in range(254):
         value = [value]
     ormsgpack.packb(value)
+
+
+def test_where_an_entrypoint_keeps_what_it_saves():
+    """By which `checked` knows one."""
+
+    @entrypoint()
+    def run(given: int) -> int:
+        return given
+
+    assert PREVIOUS in run.channels
+    assert PREVIOUS not in StateGraph(dict).channels

@@ -13,7 +13,7 @@ from langgraph.types import Command, Send
 from pydantic import BaseModel
 
 from lghard import StateNotSerializableError, check_value, checked, forbid_mutations
-from tests.state.zoo import Flat, Person, Untyped
+from tests.state.zoo import Color, Flat, Person, Untyped
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
 DURABILITIES = ["sync", "async", "exit"]
@@ -230,3 +230,37 @@ def test_an_instance_of_the_schema_is_a_state() -> None:
     """Its fields are channels of their own."""
     report = check_value(Untyped(a="x\0"), Untyped)
     assert [("LGS120", "$.a")] == [(f.rule, f.path) for f in report]
+
+
+@pytest.mark.parametrize("result", [{"a": "x\0"}, entrypoint.final(value={"a": 1e16}, save=[1])])
+def test_the_dict_of_an_entrypoint_is_one_value(result: Any) -> None:
+    """Postgres does nothing to what is inside of it, as it does to a channel's own str."""
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def run(given: int) -> Any:
+        return result
+
+    checked(run, fail_on="warning").invoke(1, CONFIG)
+
+
+@pytest.mark.parametrize("result", [{(1,): {(1, 2)}}, {Color.RED: 1}, "x\0"])
+def test_the_keys_of_an_entrypoints_dict_are_looked_at(result: Any) -> None:
+    """They are no channels."""
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def run(given: int) -> Any:
+        return result
+
+    with pytest.raises(StateNotSerializableError):
+        checked(run, fail_on="warning").invoke(1, CONFIG)
+
+
+def test_what_an_entrypoint_saves_is_looked_at() -> None:
+    """What `previous` will be."""
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def run(given: int) -> Any:
+        return entrypoint.final(value=1, save={(1, 2)})
+
+    with pytest.raises(StateNotSerializableError, match=r"\$\.save"):
+        checked(run).invoke(1, CONFIG)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -143,3 +144,35 @@ def test_a_round_trip_leaves_nothing_undecided(outcomes: Outcomes) -> None:
     ]
     raised = [each.where for each in outcomes.values() if each.truth == "raises"]
     assert [] == [where for where in undecided if where not in raised]
+
+
+def test_a_metaclass_is_not_asked() -> None:
+    """It is code, too."""
+
+    class Nosy(type):
+        def __getattribute__(cls, name: str) -> Any:
+            raise SystemExit(name)
+
+    class Asked(metaclass=Nosy):
+        pass
+
+    assert ("LGS109",) == check_value([Asked()], channel="c").rules
+
+
+def test_a_mock_is_not_tried_out() -> None:
+    """Each of its attributes has attributes of its own: it takes seconds to raise."""
+    report = check_value({"a": MagicMock()}, channel="c", roundtrip=True)
+    assert ("LGS101",) == report.rules
+
+
+class Unreadable(JsonPlusSerializer):
+    """Cannot read what it has written."""
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        raise ValueError(data[0])
+
+
+def test_what_cannot_be_read_is_a_finding() -> None:
+    """And no error of the check."""
+    report = check_value([1], channel="c", roundtrip=True, serde=Unreadable())
+    assert ("LGS111",) == report.rules

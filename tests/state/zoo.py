@@ -2,6 +2,7 @@
 """Classes that people put into a state: those that come back, and those that do not."""
 
 import dataclasses
+import threading
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
@@ -9,7 +10,7 @@ from decimal import Decimal
 from enum import Enum, Flag, IntEnum, IntFlag, StrEnum
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Optional, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import attrs
 import msgspec
@@ -527,6 +528,83 @@ class ExtraComputed(BaseModel):
     @property
     def twice(self) -> int:
         return self.a * 2
+
+
+class ComputedRaises(BaseModel):
+    a: int = 1
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> int:
+        raise ValueError
+
+
+class ComputedLock(BaseModel):
+    a: int = 1
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def lock(self) -> Any:
+        return threading.Lock()
+
+
+class StoredByAlias(BaseModel):
+    model_config = ConfigDict(serialize_by_alias=True)
+    a: int = Field(1, serialization_alias="b")
+
+
+class StoredByAnother(BaseModel):
+    model_config = ConfigDict(serialize_by_alias=True, populate_by_name=True)
+    a: int = Field(1, validation_alias="b", serialization_alias="c")
+
+
+class StoredByItsAlias(BaseModel):
+    model_config = ConfigDict(serialize_by_alias=True)
+    a: int = Field(1, alias="b")
+
+
+class Swapped(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+    a: int = Field(1, alias="b")
+    b: int = Field(2, alias="a")
+
+
+class LeftOut(BaseModel):
+    a: int = Field(1, exclude_if=lambda a: a == 5)
+
+
+class MadePrivate(BaseModel):
+    a: int = 1
+    _token: UUID = PrivateAttr(default_factory=lambda: uuid4())  # noqa: PLW0108
+
+
+class BytesMember(bytes, Enum):
+    X = b"x"
+
+
+class ListMember(Enum):
+    BOTH = [1, "a"]  # noqa: RUF012
+
+
+@dataclasses.dataclass
+class Parametrized(Generic[T]):
+    a: T
+
+    @cached_property
+    def slow(self) -> int:
+        return 5
+
+
+@dataclasses.dataclass
+class Routed:
+    node: str
+    arg: int
+    more: int = 0
+
+
+@dataclasses.dataclass
+class NothingByDefault:
+    a: int | None = None
 
 
 class Cached(BaseModel):
