@@ -69,7 +69,7 @@ def _module(place: str) -> ModuleType:
         # What a module prints as it is imported is no part of our own output.
         with contextlib.redirect_stdout(sys.stderr):
             return _from_file(Path(place)) if _is_file(place) else importlib.import_module(place)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise TargetError(f"{place}: {_own_words(error)}") from error
 
 
@@ -123,7 +123,7 @@ def _made(factory: Any, target: str) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             made = factory()
             return asyncio.run(_awaited(made)) if inspect.isawaitable(made) else made
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise TargetError(f"{target}(): {_own_words(error)}") from error
 
 

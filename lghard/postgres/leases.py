@@ -323,7 +323,8 @@ class Leases:
             async with pool.connection(timeout=seconds) as conn:
                 with abort_after(conn, min(seconds, answer_within)):
                     sent_at = clock()
-                    return sent_at, await fetch_all(conn, statements)
+                    pipelined = psycopg.capabilities.has_pipeline()
+                    return sent_at, await fetch_all(conn, statements, pipelined=pipelined)
 
         return await self._place.run(ask, timeout=lambda: seconds, patience=seconds)
 

@@ -138,10 +138,8 @@ class Operating:
         """As `_execute`, and the rows of each."""
         async with self._connection() as conn:
             opening = _opening(conn)
-            if self.supports_pipeline:
-                rows = await fetch(conn, [*opening, *statements])
-            else:
-                rows = await _fetch_each(conn, [*opening, *statements])
+            together = [*opening, *statements]
+            rows = await fetch_all(conn, together, pipelined=self.supports_pipeline)
             return rows[len(opening) :]
 
     @asynccontextmanager
@@ -173,9 +171,11 @@ def _opening(conn: Connection, *, stepwise: bool = False) -> Sequence[Statement]
     return operation.begin(conn, stepwise=stepwise) if operation else ()
 
 
-async def fetch_all(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:
-    """The rows of each of `statements`, executed all or none."""
-    if psycopg.capabilities.has_pipeline():
+async def fetch_all(
+    conn: Connection, statements: Sequence[Statement], *, pipelined: bool
+) -> list[list[DictRow]]:
+    """The rows of each of `statements`, executed all or none; in one message, if `pipelined`."""
+    if pipelined:
         return await fetch(conn, statements)
     return await _fetch_each(conn, statements)
 

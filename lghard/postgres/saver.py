@@ -178,7 +178,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         async with self._connection() as conn:
             try:
                 await provide(conn)
-            except psycopg.Error:
+            except psycopg.Error:  # not its owner, a read-only replica, a lock: not needed to write
                 if conn.closed:
                     raise
 

@@ -114,7 +114,7 @@ class AsyncGuard(httpx.AsyncBaseTransport):
         passage = _Passage(self._breaker, request)
         try:
             response = await self.inner.handle_async_request(request)
-        except BaseException as error:
+        except BaseException as error:  # a cancellation, too: a probe must be given back
             passage.failed(error)
             raise
         passage.answered(response.status_code)
@@ -141,7 +141,7 @@ class Guard(httpx.BaseTransport):
         passage = _Passage(self._breaker, request)
         try:
             response = self.inner.handle_request(request)
-        except BaseException as error:
+        except BaseException as error:  # a cancellation, too: a probe must be given back
             passage.failed(error)
             raise
         passage.answered(response.status_code)

@@ -275,7 +275,7 @@ class _Creation:
                 )
                 if isinstance(run, Mapping) and "run_id" in run:
                     return cast("Run", run)
-            except Exception as error:
+            except Exception as error:  # whatever it is, the run may have been created
                 failure = error
             if failure and was_never_sent(failure) and (pause := next(waits, None)) is not None:
                 yield pause

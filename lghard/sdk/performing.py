@@ -89,7 +89,7 @@ async def _cancel(http: HttpClient, call: RunCall) -> str | None:
 def _cancel_sync(http: SyncHttpClient, call: RunCall) -> str | None:
     try:
         return _verdict(http.client.post(f"{call.path}/cancel", **_cancelling(call)))
-    except Exception as error:
+    except Exception as error:  # as above
         return repr(error)
 
 

@@ -68,7 +68,7 @@ class CallHttp(HttpClient):
                         pause = call.pause_after(error)
                         await sleep(pause)
                         path, method, request = call.rejoining()
-            except BaseException as error:
+            except BaseException as error:  # whoever leaves, in whatever way, leaves no run behind
                 await self._leave(error, watch)
 
     async def request_reconnect(
@@ -89,7 +89,7 @@ class CallHttp(HttpClient):
                 answer = await self._answer(path, method, request)
                 call.see_answer(answer)
                 await perform(self._http, call.settle(), call.headers)
-            except BaseException as error:
+            except BaseException as error:  # whoever leaves, in whatever way, leaves no run behind
                 await self._leave(error, watch)
             return answer
 

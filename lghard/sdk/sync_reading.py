@@ -72,7 +72,7 @@ class SyncCallHttp(SyncHttpClient):
                         watch.sleep(call.pause_after(error))
                         path, method, request = call.rejoining()
                         request["on_response"] = self._looking(None, watch)
-            except BaseException as error:
+            except BaseException as error:  # whoever leaves, in whatever way, leaves no run behind
                 self._leave(error, watch)
 
     def request_reconnect(
@@ -94,7 +94,7 @@ class SyncCallHttp(SyncHttpClient):
                 answer = self._answer(http, path, method, request, watch)
                 call.see_answer(answer)
                 perform_sync(http, call.settle(), call.headers, watch)
-            except BaseException as error:
+            except BaseException as error:  # whoever leaves, in whatever way, leaves no run behind
                 self._leave(error, watch)
             return answer
 

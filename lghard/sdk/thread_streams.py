@@ -121,7 +121,7 @@ class HardenedThreadStream(AsyncThreadStream):
                 call = self._session.opening(self.thread_id, self.thread_metadata)
                 await perform(self._session.http, call.prepare(), self._headers)
                 return await super().__aenter__()
-            except BaseException as error:
+            except BaseException as error:  # a cancellation, too: may be the watch's own
                 await self._leave(error)
                 raise
 
@@ -191,7 +191,7 @@ class HardenedSyncThreadStream(SyncThreadStream):
                 call = self._session.opening(self.thread_id, self.thread_metadata)
                 perform_sync(self._session.http, call.prepare(), self._headers)
                 return super().__enter__()
-            except BaseException:
+            except BaseException:  # whatever it is, the watch has a thread to end
                 self._watch.stop()
                 raise
 

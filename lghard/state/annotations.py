@@ -82,7 +82,7 @@ def resolve(annotation: object, owner: object) -> Any:
         return typing_extensions.get_type_hints(holder, inner, names, include_extras=True)["it"]
     except NameError as error:
         return Unresolved(error.name or str(annotation), str(error))
-    except Exception as error:
+    except Exception as error:  # an annotation is code, and may raise anything
         return Unresolved(str(annotation), f"{type(error).__name__}: {error}")
 
 
@@ -144,7 +144,7 @@ def open_alias(annotation: Any) -> Any:
         value = alias.__value__
     except NameError as error:
         return Unresolved(error.name or str(annotation), str(error))
-    except Exception as error:
+    except Exception as error:  # an annotation is code, and may raise anything
         return Unresolved(str(annotation), f"{type(error).__name__}: {error}")
     filled = dict(zip(alias.__type_params__, get_args(annotation), strict=False))
     module = sys.modules.get(alias.__module__ or "")
@@ -187,7 +187,7 @@ def show(annotation: Any) -> str:
         return type_name(annotation)
     try:
         return str(annotation).replace("typing.", "").replace("typing_extensions.", "")
-    except Exception:
+    except Exception:  # its repr may raise anything
         return type(annotation).__name__
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from lghard.state.looking import class_dict, is_remembered, mro_of
+from lghard.state.looking import class_dict, is_remembered, mro_of, own_attributes
 from lghard.state.paths import Path
 
 
@@ -179,7 +179,7 @@ def attributes(value: object) -> dict[str, Any]:
 
     Of a pydantic model also its extra and private attributes.
     """
-    held = dict(_raw_dict(value))
+    held = dict(own_attributes(value))
     for name, slot in _slots(type(value)):
         try:
             held[name] = slot.__get__(value)
@@ -189,15 +189,6 @@ def attributes(value: object) -> dict[str, Any]:
         if isinstance(held.get(more), dict):
             held |= held[more]
     return {name: held[name] for name in held if name not in _BOOKKEEPING}
-
-
-def _raw_dict(value: object) -> dict[str, Any]:
-    """Its `__dict__`, even if a class has a property of that name."""
-    try:
-        found = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return {}
-    return found if type(found) is dict else {}
 
 
 _Slot = MemberDescriptorType

@@ -236,7 +236,7 @@ class _Check:
         """As a state, each field a channel; and as a value, where it is a class."""
         try:
             channels = _channels_of(schema)
-        except Exception as error:
+        except Exception as error:  # a check never crashes: it is a finding
             what = f"{show(schema)} (which lghard cannot take apart: {type(error).__name__})"
             found = Found("LGS316", (("annotation", what),), severity=Severity.WARNING)
             self.say("$", found)
@@ -343,7 +343,7 @@ class _Check:
         """A function may be any object, and its source any text; what cannot be judged is told."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # as above
             what = f"what stands here (lghard cannot judge it: {type(error).__name__})"
             self.say(path, Found("LGS316", (("annotation", what),), severity=Severity.WARNING))
 

@@ -43,6 +43,7 @@ from lghard.state.looking import (
     module_of,
     mro_of,
     name_of,
+    own_attributes,
     own_code,
     spelled,
 )
@@ -348,14 +349,6 @@ def _answers(kind: type, held: dict[str, Any], name: str) -> bool:
 _ABSENT = object()
 
 
-def _own_attributes(value: object) -> dict[str, Any]:
-    try:
-        found = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return {}
-    return found if type(found) is dict else {}
-
-
 def _dynamic(kind: type) -> str | None:
     """Code that answers for attributes that are not there, or not as they seem."""
     return own_code(kind, "__getattr__", "__getattribute__", "__class__")
@@ -413,7 +406,7 @@ def _secret(path: Path, value: Any, place: Place) -> Verdict:
         ("LGS310", path, {"type": spelled(kind)}),
         *_named(path, kind, "plain text"),
     ]
-    held = _own_attributes(value).get("_secret_value")
+    held = own_attributes(value).get("_secret_value")
     inner = ((path, held, place.inside(kind)),)
     return Verdict(tuple(notes), inner, boxed=True, stored_as=_stored(kind))
 
@@ -435,7 +428,7 @@ def _namedtuple(path: Path, value: Any, place: Place) -> Verdict:
 
 def _enum(path: Path, value: Any, place: Place) -> Verdict:
     kind = type(value)
-    member = _own_attributes(value).get("_value_")
+    member = own_attributes(value).get("_value_")
     notes = [*_named(path, kind, f"{type(member).__name__}")]
     overridden = in_class(kind, "value") is not class_dict(Enum).get("value")
     if overridden or not issubclass(EnumMeta, type(kind)) or own_code(kind, "__getattr__"):
@@ -467,7 +460,7 @@ def _send(path: Path, value: Any, place: Place) -> Verdict:
 
 
 def _is_send_like(kind: type, value: object) -> bool:
-    names = {*class_dict_of_bases(kind), *_own_attributes(value)}
+    names = {*class_dict_of_bases(kind), *own_attributes(value)}
     # The protocol wants a `__hash__`, too, which a dataclass has only if it is frozen.
     return {"node", "arg"} <= names and in_class(kind, "__hash__") is not None
 

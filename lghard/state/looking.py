@@ -57,6 +57,15 @@ def in_class(kind: type, name: str) -> Any:
     return None
 
 
+def own_attributes(value: object) -> dict[str, Any]:
+    """Its `__dict__`, even if a class has a property of that name."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found if type(found) is dict else {}
+
+
 def is_remembered(kind: type, name: str) -> bool:
     """Whether an attribute only remembers what can be had again: no part of what an object is."""
     return name == "__orig_class__" or type(in_class(kind, name)) is cached_property

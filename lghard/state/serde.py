@@ -104,7 +104,7 @@ class CheckedSerializer(JsonPlusSerializer):
         self._verdicts.on(report)
         try:
             return super().dumps_typed(obj)
-        except Exception as error:
+        except Exception as error:  # a value's own code may raise anything
             known = report.at_least(Severity.ERROR)
             raise refusal(known if known.findings else _unexpected(obj, error)) from error
 

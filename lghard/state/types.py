@@ -161,7 +161,7 @@ class TypeWalk:
     def _guarded(self, annotation: Any, place: Place) -> list[Found]:
         try:
             found = list(self._any(annotation, place))
-        except Exception as error:
+        except Exception as error:  # a check never crashes: it is a finding
             what = f"{show(annotation)} (which lghard cannot judge: {type(error).__name__})"
             return [found_by("LGS316", Severity.WARNING, annotation=what)]
         return [self._as_pickled(f) for f in found] if self.serialization.pickles else found

@@ -3,6 +3,17 @@
 import pytest
 
 from lghard import HardenedAsyncPostgresSaver, open_checkpointer
+from lghard.testing import TemporaryPgBouncer
+
+
+@pytest.fixture(params=["direct", "pooled"])
+def conninfo(
+    request: pytest.FixtureRequest, lghard_database: str, lghard_pgbouncer: TemporaryPgBouncer
+) -> str:
+    """The way to the database, with and without a transaction pooler in between."""
+    if request.param == "direct":
+        return lghard_database
+    return lghard_pgbouncer.conninfo(lghard_database)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

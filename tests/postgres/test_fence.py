@@ -21,14 +21,6 @@ TRAP = (
 )
 
 
-@pytest.fixture(params=["direct", "pooled"])
-def conninfo(request, lghard_database, lghard_pgbouncer):
-    """The way to the database, with and without a transaction pooler in between."""
-    return (
-        lghard_database if request.param == "direct" else lghard_pgbouncer.conninfo(lghard_database)
-    )
-
-
 @pytest.fixture
 async def saver(conninfo):
     async with open_checkpointer(conninfo, fence=3600.0) as saver:

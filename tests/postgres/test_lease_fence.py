@@ -36,14 +36,6 @@ from tests.postgres.test_fence import held_up, waiting
 from tests.postgres.test_leases import elsewhere, is_free, locked, steal
 
 
-@pytest.fixture(params=["direct", "pooled"])
-def conninfo(request, lghard_database, lghard_pgbouncer):
-    """The way to the database, with and without a transaction pooler in between."""
-    if request.param == "direct":
-        return lghard_database
-    return lghard_pgbouncer.conninfo(lghard_database)
-
-
 @pytest.fixture
 async def saver(lghard_database):
     async with open_checkpointer(lghard_database) as saver:

@@ -34,14 +34,6 @@ from tests.postgres.cancelling import Strike, cancelled_at_each_step, each_momen
 from tests.postgres.checkpoints import eventually, execute, query, waiting_backend
 
 
-@pytest.fixture(params=["direct", "pooled"])
-def conninfo(request, lghard_database, lghard_pgbouncer):
-    """The way to the database, with and without a transaction pooler in between."""
-    if request.param == "direct":
-        return lghard_database
-    return lghard_pgbouncer.conninfo(lghard_database)
-
-
 @pytest.fixture
 async def pool(lghard_database):
     async with open_pool(lghard_database, max_size=4) as pool:
@@ -82,9 +74,9 @@ def sent(monkeypatch):
     """The statements of each message."""
     messages, fetch_all = [], leasing.fetch_all
 
-    async def noting(conn, statements):
+    async def noting(conn, statements, **options):
         messages.append(" ".join(statement.query.split()[0] for statement in statements))
-        return await fetch_all(conn, statements)
+        return await fetch_all(conn, statements, **options)
 
     monkeypatch.setattr(leasing, "fetch_all", noting)
     return messages
@@ -337,11 +329,11 @@ async def test_nothing_is_left_to_those_who_want_nothing(pool, monkeypatch):
     monkeypatch.setattr(leasing, "POLL", 60.0)
     fetch_all, coming = leasing.fetch_all, []
 
-    async def fetch(conn, statements):
+    async def fetch(conn, statements, **options):
         if not coming:
             coming.append(elsewhere(enter(pool, "t", timeout=5)))
             await eventually(lambda: Leases.of(pool)._lines["t"].turns)
-        return await fetch_all(conn, statements)
+        return await fetch_all(conn, statements, **options)
 
     async with thread_lock(pool, "t"):
         monkeypatch.setattr(leasing, "fetch_all", fetch)
