@@ -132,10 +132,9 @@ async def send_segments(conn: AsyncConnection[Any], transactions: Transactions) 
     await _send(conn, transactions)
     stale = [segments for segments in transactions if any(map(_is_stale, segments))]
     if stale:
-        _prepared.pop(conn, None)
         for segment in chain.from_iterable(stale):
             segment.reset()
-        await _send(conn, stale)
+        await _send(conn, stale, prepare=False)  # so that none relies on another once more
 
 
 def _is_stale(segment: Segment) -> bool:
@@ -151,14 +150,24 @@ def _is_stale(segment: Segment) -> bool:
 
 
 class _Command(NamedTuple):
-    """A command on its way, and what to remember if it works: that a statement is prepared now."""
+    """A command on its way, and the prepared statement that it is about.
+
+    Attributes:
+        key: of the statement that it uses or prepares, None if there is none.
+        prepares: whether the statement is there if the command works.
+    """
 
     segment: Segment
     key: _Key | None = None
     name: bytes = b""
+    prepares: bool = False
 
 
-async def _send(conn: AsyncConnection[Any], transactions: Transactions) -> None:
+async def _send(
+    conn: AsyncConnection[Any], transactions: Transactions, *, prepare: bool = True
+) -> None:
+    # A pooler would mix up what its clients prepare.
+    prepare = prepare and conn.prepare_threshold is not None
     tx = Transformer(conn)
     queries = {segment: _convert(tx, segment) for segments in transactions for segment in segments}
     async with conn.lock:
@@ -171,7 +180,9 @@ async def _send(conn: AsyncConnection[Any], transactions: Transactions) -> None:
                     command
                     for segment in segments
                     if not segment.error
-                    for command in _queue(conn, segment, queries[segment], batch)
+                    for command in _queue(
+                        conn, segment, queries[segment], batch if prepare else None
+                    )
                 ]
                 conn.pgconn.pipeline_sync()
                 sent.append((segments, commands))
@@ -227,13 +238,19 @@ def _queue(
     conn: AsyncConnection[Any],
     segment: Segment,
     queries: Sequence[_Query],
-    batch: dict[_Key, bytes],
+    batch: dict[_Key, bytes] | None,
 ) -> Iterator[_Command]:
-    """Put `queries` into libpq's send buffer, each behind its preparation if it needs one."""
+    """Put `queries` into libpq's send buffer, each behind its preparation if it needs one.
+
+    Args:
+        conn: where they go.
+        segment: whose they are.
+        queries: what libpq takes.
+        batch: what has been put there to be prepared before; None if nothing shall be.
+    """
     pgconn = conn.pgconn
     for statement, query in zip(segment.statements, queries, strict=True):
-        # A pooler would mix up what its clients prepare.
-        if not statement.prepare or conn.prepare_threshold is None:
+        if batch is None or not statement.prepare:
             pgconn.send_query_params(
                 query.text, query.params, query.types, query.formats, Format.BINARY
             )
@@ -244,9 +261,9 @@ def _queue(
         if name is None:
             name = batch[key] = next(_names).encode()
             pgconn.send_prepare(name, query.text, query.types)
-            yield _Command(segment, key, name)
+            yield _Command(segment, key, name, prepares=True)
         pgconn.send_query_prepared(name, query.params, query.formats, Format.BINARY)
-        yield _Command(segment)
+        yield _Command(segment, key, name)
 
 
 def _complete(
@@ -279,9 +296,15 @@ def _note(conn: AsyncConnection[Any], command: _Command, result: PGresult) -> ps
     if result.status == ExecStatus.FATAL_ERROR:
         error = error_from_result(result, encoding=conn.info.encoding)
         segment.error = segment.error or error
+        if _is_stale(segment) and _remembers(conn, command):
+            _prepared.pop(conn)  # one is gone, and so are the others
         return error
-    if command.key and result.status == ExecStatus.COMMAND_OK:
+    if command.key and command.prepares and result.status == ExecStatus.COMMAND_OK:
         _prepared[conn][command.key] = command.name
     elif result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
         segment.results.append(result)
     return None
+
+
+def _remembers(conn: AsyncConnection[Any], command: _Command) -> bool:
+    return command.key is not None and _prepared.get(conn, {}).get(command.key) == command.name

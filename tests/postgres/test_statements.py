@@ -7,7 +7,15 @@ import pytest
 from psycopg import AsyncConnection
 
 from lghard import open_checkpointer, open_pool
-from lghard.postgres.statements import Statement, StatementRefusedError, fetch, send
+from lghard.postgres.statements import (
+    Segment,
+    Statement,
+    StatementRefusedError,
+    fetch,
+    rows_of,
+    send,
+    send_segments,
+)
 from tests.postgres.checkpoints import config_of, put, query
 
 PREPARED = "SELECT count(*) AS number FROM pg_prepared_statements WHERE name LIKE '%lghard%'"
@@ -120,3 +128,23 @@ async def test_a_statement_that_does_not_come_again_is_not_prepared(lghard_empty
         await send(conn, statements)
         found = await (await conn.execute(PREPARED)).fetchone()
     assert {"number": 3} == found
+
+
+async def test_a_failure_takes_no_prepared_statement_from_others(lghard_empty_database):
+    """What was to prepare it fails before it gets there, and so does whoever is next to do so."""
+    first, second, third = (Statement(query, []) for query in ("SELECT 1/0", "SELECT 2/0", TOP))
+    async with open_pool(lghard_empty_database) as pool, pool.connection() as conn:
+        await send(conn, [Statement("SELECT 0", [])])
+        segments = [
+            Segment(each) for each in ([first, second, third], [second, third], [third], [third])
+        ]
+        await send_segments(conn, [[segment] for segment in segments])
+        failed = [type(segment.error) for segment in segments]
+        assert [psycopg.errors.DivisionByZero] * 2 + [type(None)] * 2 == failed
+        assert [{"top": 3}] == rows_of(conn, segments[-1].results[-1])
+        assert {"number": 2} == await (await conn.execute(PREPARED)).fetchone()
+        await send(conn, [third])
+        assert {"number": 3} == await (await conn.execute(PREPARED)).fetchone()
+
+
+TOP = "SELECT 3 AS top"

@@ -204,7 +204,7 @@ async def test_a_late_deletion_deletes_nothing(way):
     assert refusals == way.refusals()  # it never came to look: nobody has sent the rest
 
 
-# A backend that is frozen in the middle
+# A backend that is frozen in the middle: in company, it would not wait for a lock so long
 
 
 async def test_upstreams_frozen_backend_overwrites_a_newer_value(way):
@@ -221,7 +221,7 @@ async def test_upstreams_frozen_backend_overwrites_a_newer_value(way):
 async def test_without_waiting_a_frozen_backend_overwrites_a_newer_value(way, monkeypatch):
     """The second control: who has looked already does not look again."""
     monkeypatch.setattr(voiding, "_TERMINATE", "SELECT %(token)s = 0 AS present")
-    async with way.saver() as saver:
+    async with way.saver(batching=False) as saver:
         await put(saver, "t", text="first")
         async with way.stuck(put(saver, "t", text="old")) as writing:
             await writing
@@ -231,7 +231,7 @@ async def test_without_waiting_a_frozen_backend_overwrites_a_newer_value(way, mo
 
 async def test_a_frozen_backend_overwrites_nothing(way):
     """It holds its lock, so the write is not repeated; told to stop, it ends when it thaws."""
-    async with way.saver(deadline=2.0) as saver:
+    async with way.saver(deadline=2.0, batching=False) as saver:
         await put(saver, "t", text="first")
         async with way.stuck(put(saver, "t", text="old")) as writing:
             with pytest.raises(psycopg.OperationalError) as caught:
@@ -251,7 +251,7 @@ async def test_it_is_repeated_once_the_frozen_backend_is_gone(way, name):
         "aprune": lambda saver: saver.aprune(["t"]),
         "acopy_thread": lambda saver: saver.acopy_thread("source", "t"),
     }[name]
-    async with way.saver() as saver:
+    async with way.saver(batching=False) as saver:
         for number in (1, 2):
             await put(saver, "t", number, text="first")
             await put(saver, "source", number, text="source")
