@@ -32,7 +32,7 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - what it is for
 _ROOM = 4_000_000_000
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Hear Ctrl-C, and keep temporary files in memory; so do the processes that tests start."""
     # A shell starts a background job with SIGINT ignored, and children inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -41,6 +41,9 @@ def pytest_configure() -> None:
     has_room = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM
     if "TMPDIR" not in os.environ and has_room and os.access(_MEMORY, os.W_OK | os.X_OK):
         os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+    # They are hundreds. Each would compile all that it imports, were nothing kept for the next one.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and config.cache:
+        os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("bytecode"))
 
 
 _FENCES = RawFencedCodeBlockLexer(re.compile(r"(?P<attributes>[^\n]*)\n"))
