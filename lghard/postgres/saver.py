@@ -45,7 +45,7 @@ from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
 from lghard.postgres.retention import COPY_THREAD, DELETE_FOR_RUNS, STRATEGIES, delete_threads
 from lghard.postgres.retries import LONG, current_operation
 from lghard.postgres.serializing import Serializing
-from lghard.postgres.statements import Statement
+from lghard.postgres.statements import Statement, may_be_pooled
 
 T = TypeVar("T")
 
@@ -507,8 +507,10 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         """What the statements of the base class go through: here without its lock."""
         async with self._connection() as conn, AsyncExitStack() as stack:
             if pipeline:
-                batch = conn.pipeline() if self.supports_pipeline else conn.transaction()
-                await stack.enter_async_context(batch)
+                pipelined = self.supports_pipeline and not may_be_pooled(conn)
+                await stack.enter_async_context(
+                    conn.pipeline() if pipelined else conn.transaction()
+                )
             async with conn.cursor(binary=True, row_factory=dict_row) as cur:
                 yield cur
 

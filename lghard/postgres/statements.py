@@ -6,7 +6,7 @@ leave in one `send`, and those in front of one Sync are one transaction
 """
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, count, repeat
 from typing import Any, NamedTuple
@@ -119,7 +119,7 @@ Transactions = Sequence[Sequence[Segment]]
 
 
 async def send_segments(conn: AsyncConnection[Any], transactions: Transactions) -> None:
-    """Execute `transactions`, one after the other, in one round trip.
+    """Execute `transactions`, one after the other, in one round trip; behind a pooler, in one each.
 
     What became of each segment stands in it. One that cannot be sent, because Postgres has no such
     value, is left out of its transaction. One whose statements fail takes the others of its
@@ -129,12 +129,29 @@ async def send_segments(conn: AsyncConnection[Any], transactions: Transactions) 
         StatementRefusedError: one of them cannot be sent; the connection is closed.
         psycopg.Error: the connection is lost.
     """
-    await _send(conn, transactions)
+    for message in _messages(conn, transactions):
+        await _send(conn, message)
     stale = [segments for segments in transactions if any(map(_is_stale, segments))]
     if stale:
         for segment in chain.from_iterable(stale):
             segment.reset()
         await _send(conn, stale, prepare=False)  # so that none relies on another once more
+
+
+def _messages(conn: AsyncConnection[Any], transactions: Transactions) -> Iterable[Transactions]:
+    """What may travel together.
+
+    When a client goes away between the answers to two Syncs, PgBouncer 1.18 gives the session to
+    the next one, who then reads the answers that are left: somebody else's.
+    """
+    if may_be_pooled(conn):
+        return [[segments] for segments in transactions]
+    return [transactions]
+
+
+def may_be_pooled(conn: AsyncConnection[Any]) -> bool:
+    """Behind a pooler, `open_pool` has nothing prepared, and so has everybody who read of it."""
+    return conn.prepare_threshold is None
 
 
 def _is_stale(segment: Segment) -> bool:
@@ -166,8 +183,7 @@ class _Command(NamedTuple):
 async def _send(
     conn: AsyncConnection[Any], transactions: Transactions, *, prepare: bool = True
 ) -> None:
-    # A pooler would mix up what its clients prepare.
-    prepare = prepare and conn.prepare_threshold is not None
+    prepare = prepare and not may_be_pooled(conn)  # it would mix up what its clients prepare
     tx = Transformer(conn)
     queries = {segment: _convert(tx, segment) for segments in transactions for segment in segments}
     async with conn.lock:
@@ -288,6 +304,9 @@ def _complete(
     except psycopg.OperationalError as loss:
         conn.pgconn.finish()
         raise error or loss from None  # the server's last words say more than the silence after
+    except psycopg.DatabaseError as confusion:  # libpq's, of answers to what nobody has asked
+        conn.pgconn.finish()
+        raise psycopg.OperationalError(f"the connection is out of step: {confusion}") from confusion
 
 
 def _note(conn: AsyncConnection[Any], command: _Command, result: PGresult) -> psycopg.Error | None:

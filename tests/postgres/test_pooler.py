@@ -13,8 +13,9 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from lghard import open_checkpointer, open_pool
-from lghard.testing import temporary_pgbouncer
-from tests.postgres.checkpoints import config_of, eventually, put, query
+from lghard.postgres.statements import Segment, Statement, send_segments
+from lghard.testing import FaultProxy, temporary_pgbouncer
+from tests.postgres.checkpoints import config_of, eventually, put, query, waiting_backend
 
 OPERATIONS = 200
 
@@ -232,3 +233,50 @@ async def test_no_process_runs_a_statement_of_another(lghard_postgres, lghard_da
             "SELECT type, blob FROM checkpoint_writes WHERE channel = '__interrupt__'",
         )
         assert "on-y" == saver.serde.loads_typed(row)
+
+
+# Somebody leaves between two answers
+
+THEIRS = ("SELECT 'theirs'", "SELECT pg_advisory_xact_lock(1)", "SELECT 'theirs, too'")
+
+
+async def answers_after_another(lghard_postgres, database, *, prepare_threshold):
+    """What a client hears whose session was another's, who left after the first of its answers."""
+    async with AsyncExitStack() as stack:
+        back = await stack.enter_async_context(
+            FaultProxy(lghard_postgres.host, lghard_postgres.port)
+        )
+        pooler = stack.enter_context(temporary_pgbouncer(back, settings={"default_pool_size": "1"}))
+        front = await stack.enter_async_context(FaultProxy(pooler.host, pooler.port))
+        locker = await stack.enter_async_context(await AsyncConnection.connect(database))
+        await locker.execute("SELECT pg_advisory_xact_lock(1)")
+
+        segments = [Segment([Statement(query, [], prepare=False)]) for query in THEIRS]
+        conn = await AsyncConnection.connect(
+            front.conninfo(database), autocommit=True, prepare_threshold=prepare_threshold
+        )
+        sending = asyncio.create_task(send_segments(conn, [[each] for each in segments]))
+        await waiting_backend(database)
+        assert [True, False, False] == [each.is_done for each in segments]
+        front.reset()
+        with pytest.raises(psycopg.OperationalError):
+            await sending
+
+        back.hold_requests(1, containing=b"mine")
+        asking = asyncio.create_task(query(pooler.conninfo(database), "SELECT 'mine'"))
+        await eventually(lambda: back.held)
+        await locker.rollback()
+        back.release()
+        return await asking
+
+
+async def test_two_syncs_in_a_message_answer_the_next_client(lghard_postgres, lghard_database):
+    """The control, in which nobody knows of the pooler: one reads what another has asked."""
+    answers = await answers_after_another(lghard_postgres, lghard_database, prepare_threshold=5)
+    assert [("mine",)] != answers
+
+
+async def test_nobody_hears_the_answers_of_another(lghard_postgres, lghard_database):
+    """What lghard has sent is answered, or ends with the session."""
+    answers = await answers_after_another(lghard_postgres, lghard_database, prepare_threshold=None)
+    assert [("mine",)] == answers
