@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import ormsgpack
+
 from lghard.state.compare import attributes, differences
 from lghard.state.inline import inline_surrogate
 from lghard.state.looking import (
@@ -664,6 +666,10 @@ def _has_codec(kind: type) -> bool:
     return type(in_class(kind, "__dataclass_fields__")) is dict or Enum in mro_of(kind)
 
 
+def _ext(path: Path, value: Any, place: Place) -> Verdict:  # noqa: ARG001
+    return _noted("LGS227", path, was="ormsgpack.Ext", became="what its tag means to LangGraph")
+
+
 def _is_opaque(kind: type, value: object) -> bool:  # noqa: ARG001
     """It answers for any attribute, and has no encoding if none of the answers is one."""
     return _dynamic(kind) is not None and not _has_codec(kind)
@@ -675,6 +681,7 @@ def _raised_later(path: Path, value: Any, place: Place) -> Verdict:
 
 _ORDER: tuple[tuple[Callable[..., bool], Callable[..., Verdict]], ...] = (
     (_is_mock, _raised_later),
+    (lambda kind, _: kind is ormsgpack.Ext, _ext),
     (lambda kind, _: inherits(kind, "langgraph.checkpoint.serde.types", "_DeltaSnapshot"), _send),
     (lambda kind, _: inherits(kind, "pydantic.main", "BaseModel"), _model),
     (lambda kind, _: inherits(kind, "pydantic.types", "_SecretBase", "SecretStr"), _secret),

@@ -4,10 +4,12 @@ ormsgpack visits all plain data in C, and comes back to Python only for objects,
 at by their type. Everything that it refuses, or hands over without being asked, takes the walk with
 the paths; so does what is unusual. A "no" therefore means "look closely"; a "yes" is certain.
 
-ormsgpack takes bytearray and memoryview for bytes, and does not tell. Where a byte of what it wrote
-may be the mark of bytes, orjson, which takes none of the three, looks again.
+ormsgpack takes bytearray and memoryview for bytes, and does not tell, nor does it tell of its own
+Ext. Where a byte of what it wrote may be the mark of one of them, orjson, which takes none, looks
+again.
 """
 
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -43,6 +45,10 @@ _JSON_OPTIONS = (
     | orjson.OPT_PASSTHROUGH_DATETIME
     | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
+
+# The first bytes of what may be bytes (bin 8 to 32), or an Ext (ext 8 to 32, fixext 1 to 16), in
+# https://github.com/msgpack/msgpack/blob/master/spec.md#formats
+_MARKS = re.compile(rb"[\xc4-\xc9\xd4-\xd8]").search
 
 # What is packed at once stays in the cache of the processor; larger lists go by pieces.
 _PIECE = 128
@@ -98,7 +104,7 @@ def _piece_is_clean(value: Any) -> bool:
         if type(value) is list and MESSAGES.keys() >= {*map(type, value)}:
             return _messages_are_clean(value)
         packed = ormsgpack.packb(value, default=_view, option=_OPTIONS)
-        if b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed:
+        if _MARKS(packed):
             orjson.dumps(value, default=_json_view, option=_JSON_OPTIONS)
     except (TypeError, ValueError, RecursionError):
         return False
@@ -109,7 +115,7 @@ def plain_bytes(value: list[Any] | dict[str, Any]) -> bytes | None:
     """What is written of plain data, if it is plain: looking at it and writing it are one walk."""
     try:
         packed = ormsgpack.packb(value, option=_OPTIONS)
-        if b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed:
+        if _MARKS(packed):
             orjson.dumps(value, default=_bytes_view, option=_JSON_OPTIONS)
     except (TypeError, ValueError, RecursionError):
         return None

@@ -42,6 +42,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
+from ormsgpack import Ext
 from pydantic import AnyUrl, SecretStr
 
 from tests.state.zoo import *
@@ -495,6 +496,10 @@ CASES = [Case(*case) for case in (
     ('BaseMessage("x",type="y")', lambda: BaseMessage("x",type="y"), ''),
     ('AIMessage("x",additional_kwargs={"tool_calls":[{"id":"1","function":{"name":"a","arguments":"{}"},"type":"function"}]})', lambda: AIMessage("x",additional_kwargs={"tool_calls":[{"id":"1","function":{"name":"a","arguments":"{}"},"type":"function"}]}), ''),
     ('AIMessage("x",invalid_tool_calls=[{"name":"a","args":"x","id":"1","error":"e"}])', lambda: AIMessage("x",invalid_tool_calls=[{"name":"a","args":"x","id":"1","error":"e"}]), ''),
+    ('Ext(1,b"x")', lambda: Ext(1,b"x"), 'LGS227'),
+    ('{"a":Ext(1,b"abc")}', lambda: {"a":Ext(1,b"abc")}, 'LGS227'),
+    ('Ext(3,b"x"*300)', lambda: Ext(3,b"x"*300), 'LGS227'),
+    ('AIMessage("x",additional_kwargs={"a":Ext(2,b"ab")})', lambda: AIMessage("x",additional_kwargs={"a":Ext(2,b"ab")}), 'LGS227'),
     ('assign(AIMessage("x"),id=5)', lambda: assign(AIMessage("x"),id=5), 'LGS227'),
     ('assign(AIMessage("x"),name=5)', lambda: assign(AIMessage("x"),name=5), ''),
     ('assign(AIMessage("x"),content=5)', lambda: assign(AIMessage("x"),content=5), ''),
