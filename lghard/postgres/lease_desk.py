@@ -6,7 +6,7 @@ Others look here, too: whether the loop still answers, and to have something don
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from lghard.postgres.saver import HardenedAsyncPostgresSaver
 
 T = TypeVar("T")
-Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
+Connection = AsyncConnection[DictRow]
+Pool = AsyncConnectionPool[Connection]
 Source = Union[Pool, "HardenedAsyncPostgresSaver"]
 
 ABSENT: Final = 2.0
@@ -100,6 +101,7 @@ class Desk:
         while not hasattr(self, "lines"):
             if self._finding is None or self._finding.done():
                 self._finding = self.start(self._find(max(left(), LEAST)))
+                self._finding.add_done_callback(_look_at)
             finding = self._finding
             await asyncio.wait({finding}, timeout=max(left(), LEAST))
             if not finding.done():
@@ -123,24 +125,16 @@ class Desk:
         self.lines = databases.lines([(*table, row["started"]), (*table, *where)])
 
     async def _look(self, seconds: float) -> tuple[DictRow, Sequence[Hashable]]:
-        async def look(pool: Pool) -> tuple[DictRow, Sequence[Hashable]]:
-            async with pool.connection(timeout=seconds) as conn:
-                with abort_after(conn, min(seconds, _ANSWER)):
-                    ((row,),) = await fetch_all(conn, [lease_rows.WHERE], pipelined=False)
-                    where = conn.info
-                    return row, (where.hostaddr or where.host, where.port, where.dbname)
+        async def look(conn: Connection) -> tuple[DictRow, Sequence[Hashable]]:
+            ((row,),) = await _fetch(conn, [lease_rows.WHERE])
+            where = conn.info
+            return row, (where.hostaddr or where.host, where.port, where.dbname)
 
-        return await self._place.run(look, timeout=lambda: seconds, patience=seconds)
+        return await self._borrow(look, seconds, _ANSWER)
 
     async def provide(self, seconds: float) -> None:
         """Create the table, if this role may."""
-
-        async def create(pool: Pool) -> str:
-            async with pool.connection(timeout=seconds) as conn:
-                with abort_after(conn, seconds):
-                    return await lease_rows.provide(conn)
-
-        if step := await self._place.run(create, timeout=lambda: seconds, patience=seconds):
+        if step := await self._borrow(lease_rows.provide, seconds, seconds):
             raise lease_rows.not_allowed(step)
 
     # Asking
@@ -156,14 +150,20 @@ class Desk:
             answer_within: how long the server may take.
         """
 
-        async def ask(pool: Pool) -> tuple[float, list[list[DictRow]]]:
+        async def ask(conn: Connection) -> tuple[float, list[list[DictRow]]]:
+            return clock(), await _fetch(conn, statements)
+
+        return await self._borrow(ask, seconds, answer_within)
+
+    async def _borrow(
+        self, work: Callable[[Connection], Awaitable[T]], seconds: float, answer_within: float
+    ) -> T:
+        async def borrow(pool: Pool) -> T:
             async with pool.connection(timeout=seconds) as conn:
                 with abort_after(conn, min(seconds, answer_within)):
-                    sent_at = clock()
-                    pipelined = psycopg.capabilities.has_pipeline()
-                    return sent_at, await fetch_all(conn, statements, pipelined=pipelined)
+                    return await work(conn)
 
-        return await self._place.run(ask, timeout=lambda: seconds, patience=seconds)
+        return await self._place.run(borrow, timeout=lambda: seconds, patience=seconds)
 
     async def insist(
         self, statements: Sequence[Statement]
@@ -248,6 +248,16 @@ class Desk:
 
 
 _lock = threading.Lock()
+
+
+async def _fetch(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:
+    return await fetch_all(conn, statements, pipelined=psycopg.capabilities.has_pipeline())
+
+
+def _look_at(finding: asyncio.Task[None]) -> None:
+    """So that asyncio does not report its error: whoever has waited for it may be gone."""
+    if not finding.cancelled():
+        finding.exception()
 
 
 def _forget_closed(desks: "WeakKeyDictionary[asyncio.AbstractEventLoop, Desk]") -> None:

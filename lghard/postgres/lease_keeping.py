@@ -71,7 +71,7 @@ class Keeper:
         lease = turn.lease
         self.held.add(turn)
         if turn.desk not in self._desks:
-            self._desks = [desk for desk in self._desks if desk.can_ask()] + [turn.desk]
+            self._desks.append(turn.desk)
         self._check_at = min(self._check_at, lease._ends_at)
         self._renew_at = min(self._renew_at, lease._ends_at - lease._ttl * (1 - 1 / _RENEWALS))
         self._come_by(min(self._check_at, self._renew_at))
@@ -163,6 +163,7 @@ class Keeper:
         """Have the first loop that comes renew all."""
         self._is_due = bool(self.held)
         self._renew_at = now + self._period() / 2 if self.held else math.inf  # unless it succeeds
+        self._desks = [desk for desk in self._desks if desk.can_ask()]
         for desk in self._desks:
             desk.post(self._take_up, desk)
 

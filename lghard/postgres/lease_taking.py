@@ -64,6 +64,8 @@ async def _wait(turn: Turn) -> None:
 
 def _leave(turn: Turn) -> None:
     desk, lease = turn.desk, turn.lease
+    if desk.is_over():  # others see to it
+        return
     if desk.lines.leave(turn):
         desk.start(_give(turn))
     elif lease._owner in turn.line.strays:
@@ -76,14 +78,18 @@ def _leave(turn: Turn) -> None:
 async def _take(turn: Turn) -> None:
     """Look whether it is free, again and again, and take it."""
     pause, want = _FIRST_POLL, False
-    while True:
+    while _must_take(turn):
         await _claim(turn, want=want)
-        if turn.lease.epoch or turn.line.current is not turn:
-            return
-        if turn.left() <= 0:
-            raise busy(turn)
-        await asyncio.sleep(min(turn.left(), pause * random.uniform(0.5, 1.0)))  # noqa: S311 - jitter
-        pause, want = min(2 * pause, lease_line.POLL), True
+        if _must_take(turn):
+            if turn.left() <= 0:
+                raise busy(turn)
+            await asyncio.sleep(min(turn.left(), pause * random.uniform(0.5, 1.0)))  # noqa: S311 - jitter
+            pause, want = min(2 * pause, lease_line.POLL), True
+
+
+def _must_take(turn: Turn) -> bool:
+    """Whether it is its turn, and it has not been given the lock by another one."""
+    return turn.line.current is turn and not turn.lease.epoch
 
 
 async def _claim(turn: Turn, *, want: bool) -> None:
@@ -152,7 +158,7 @@ async def release(turn: Turn) -> bool | None:
     Returns:
         whether it was still held; None if nobody knows.
     """
-    if turn.desk.lines.is_left_behind:
+    if turn.desk.is_over() or turn.desk.lines.is_left_behind:  # others see to it
         return None
     was_held = turn.desk.lines.begin_to_give(turn)
     task = turn.desk.start(_give(turn))

@@ -861,12 +861,15 @@ async def limited(conninfo):
             admin.execute(f"DROP ROLE {role}")
 
 
-async def test_a_role_that_may_not_create_it(lghard_database):
-    """Its checkpointer opens as before; its locks say which GRANT helps."""
+async def test_a_role_that_may_not_create_it(lghard_database, caplog):
+    """Its checkpointer opens as before; its locks say which GRANT helps, and so does its log."""
+    caplog.set_level("INFO", logger="lghard.postgres")
     async with (
         limited(lghard_database) as (conninfo, role, _),
         open_checkpointer(conninfo) as saver,
     ):
+        assert f"thread_lock() has no table here: the table {TABLE}" in caplog.text
+        assert f"GRANT CREATE ON SCHEMA public TO {role}" in caplog.text
         with pytest.raises(SchemaSetupError, match=f"GRANT CREATE ON SCHEMA public TO {role}"):
             await enter(saver, "t")
 
