@@ -72,11 +72,13 @@ def thread_lock(
 
     Two runs on one thread at once lose each other's messages, in whichever task, event loop,
     process or replica they are. Inside the block, no other block of this thread is entered
-    anywhere; who waits for it in the same event loop is served in order.
+    anywhere; those who wait for it in one process, in however many event loops, are served in the
+    order in which they asked.
 
-    It is a lease, kept alive in the background, and holds no connection. A holder that stands still
-    for `ttl`, or has lost the database for so long, loses it: the task of the block is cancelled,
-    and what it yet writes to this thread with a checkpointer of lghard's is refused, however late.
+    It is a lease, kept alive in the background by any event loop of the process that locks threads
+    of this database, and holds no connection. A process that stands still for `ttl`, or has lost
+    the database for so long, loses it: the task of the block is cancelled, and what it yet writes
+    to this thread with a checkpointer of lghard's is refused, however late.
 
     Args:
         source: a pool, or a checkpointer; of the database and schema that the runs write to.
