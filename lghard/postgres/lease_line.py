@@ -42,7 +42,8 @@ class Turn:
         tell: is called in its loop when it has lost the lock inside its block.
 
     Attributes:
-        lease: what it will have; another one, if it is passed over.
+        lease: what it will have; another one each time that it may get the lock, so that an owner
+            who is a stray is never entitled again.
         is_waiting: it is not inside of its block yet.
     """
 
@@ -58,6 +59,11 @@ class Turn:
         self.began = monotonic()
         self._ends_at = self.began + timeout
         self._come: asyncio.Future[None] | None = None
+
+    def begin_anew(self) -> ThreadLease:
+        """It may get the lock now: the lease."""
+        self.lease = ThreadLease(self.lease.thread_id, self.lease._ttl)
+        return self.lease
 
     def left(self) -> float:
         """Seconds until its deadline."""
@@ -214,9 +220,9 @@ class Lines:
     def heir(self, turn: Turn) -> Turn | None:
         """Who may have it after `turn`."""
         with self.lock:
-            heir = turn.line.next()
+            heir = turn.line.next() if turn.line.current is turn else None
             if heir:
-                turn.line.strays.add(heir.lease._owner)
+                turn.line.strays.add(heir.begin_anew()._owner)
             return heir
 
     def hand(self, turn: Turn, heir: Turn, row: Row, sent_at: float) -> bool:
@@ -241,13 +247,14 @@ class Lines:
             if turn.line.current is turn:
                 self._call_next(turn.line)
 
-    def strays(self, turn: Turn) -> list[UUID]:
-        """From whom `turn` may take it; it may become a stray itself by that."""
+    def strays(self, turn: Turn, lease: ThreadLease) -> list[UUID] | None:
+        """From whom it may be taken for `lease`, which may be a stray by that; None if not now."""
         with self.lock:
-            strays = turn.line.strays
-            others = [owner for owner in strays if owner != turn.lease._owner]
-            strays.add(turn.lease._owner)
-            return others
+            if turn.line.current is not turn or turn.lease is not lease:
+                return None
+            strays = [owner for owner in turn.line.strays if owner != lease._owner]
+            turn.line.strays.add(lease._owner)
+            return strays
 
     def clear(self, turn: Turn, lease: ThreadLease) -> None:
         """The row is not that lease's, for certain."""
@@ -264,6 +271,7 @@ class Lines:
     def _call_next(self, line: Line) -> None:
         while turn := line.next():
             line.turns.remove(turn)
+            turn.begin_anew()
             line.current = turn
             self.keeper.watch(line)
             if turn.desk.wake(turn):
@@ -278,7 +286,6 @@ class Lines:
         line.strays.add(turn.lease._owner)
         turn.lease._end(CLOSED if is_over else PASSED_OVER)
         if turn.is_waiting and not is_over:
-            turn.lease = ThreadLease(line.thread_id, turn.lease._ttl)
             line.stand(turn)
         self._call_next(line)
 

@@ -95,12 +95,15 @@ def _must_take(turn: Turn) -> bool:
 async def _claim(turn: Turn, *, want: bool) -> None:
     """Take it, if it is free; whoever has it has been seen."""
     desk, lines, lease = turn.desk, turn.desk.lines, turn.lease
+    strays = lines.strays(turn, lease)
+    if strays is None:
+        return
     asking = lease_rows.claim(
         lease.thread_id,
         lease._owner,
         ttl=lease._ttl,
         process=_process(),
-        strays=lines.strays(turn),
+        strays=strays,
         want=want,
         tidy=not lines.is_tidy,
     )

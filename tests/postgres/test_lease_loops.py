@@ -282,6 +282,9 @@ async def test_many_at_once(loops, lghard_database):
         return False
 
     tasks = [loop.start(visit(loop, name)) for _ in range(25) for name in names for loop in loops]
+    for loop in (*loops, *loops):
+        with loop.blocked():
+            await asyncio.sleep(dice.uniform(0.1, 0.6))
     assert not any(await asyncio.gather(*tasks))
     assert [1] * 3 == [turns[name].most for name in names]
     await eventually(lambda: not (loops[0].lines._lines or any(loop.desk._tasks for loop in loops)))
@@ -481,21 +484,26 @@ async def test_whoever_is_blocked_is_passed_over(loops, lghard_database):
 
 
 @contextmanager
-def blocking(loop, monkeypatch, word):
-    """The loop stands still, once, when the database has done what it was asked to."""
-    fetch_all, begun, end = lease_desk.fetch_all, threading.Event(), threading.Event()
+def blocking(loop, monkeypatch, word, *, early=False):
+    """The loop stands still, once, when the database has done what it was asked to, or before."""
+    fetch_all = lease_desk.fetch_all
+    begun, end, answered = threading.Event(), threading.Event(), threading.Event()
 
     async def fetch(conn, statements, **options):
-        found = await fetch_all(conn, statements, **options)
         is_it = any(word in statement.query for statement in statements)
-        if is_it and asyncio.get_running_loop() is loop.loop and not begun.is_set():
+        is_it = is_it and asyncio.get_running_loop() is loop.loop and not begun.is_set()
+        found = None if early and is_it else await fetch_all(conn, statements, **options)
+        if is_it:
             begun.set()
             end.wait(60)
+        found = found or await fetch_all(conn, statements, **options)
+        if is_it:
+            answered.set()
         return found
 
     monkeypatch.setattr(lease_desk, "fetch_all", fetch)
     try:
-        yield begun
+        yield begun, answered
     finally:
         end.set()
 
@@ -504,7 +512,7 @@ def blocking(loop, monkeypatch, word):
 async def test_blocked_while_it_takes_the_lock(pools, monkeypatch, lghard_database):
     """The row is its own, and it does not know: the next one takes it from there."""
     turns = Turns()
-    with blocking(pools[0], monkeypatch, "expires_at <= clock_timestamp()") as begun:
+    with blocking(pools[0], monkeypatch, "expires_at <= clock_timestamp()") as (begun, _):
         first = pools[0].start(turns.take(pools[0].source, "blocked"))
         await eventually(begun.is_set)
         await pools[1].start(turns.take(pools[1].source, "other"))
@@ -514,12 +522,31 @@ async def test_blocked_while_it_takes_the_lock(pools, monkeypatch, lghard_databa
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_a_claim_that_comes_late(pools, monkeypatch, lghard_database):
+    """Its loop was blocked before it was sent: whoever has the lock now, keeps it."""
+    turns = Turns()
+    with blocking(pools[0], monkeypatch, "expires_at <= clock_timestamp()", early=True) as (
+        begun,
+        answered,
+    ):
+        first = pools[0].start(turns.take(pools[0].source, "blocked"))
+        await eventually(begun.is_set)
+        lease = await pools[1].enter()
+    await eventually(answered.is_set)
+    assert [(lease.epoch,)] == await rows(lghard_database, "epoch")
+    await pools[1].start(leave(pools[1].lock))
+    await first
+    assert ["blocked"] == turns.order
+    assert [] == await rows(lghard_database)
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_blocked_while_it_gives_the_lock(pools, monkeypatch, lghard_database):
     """The row is somebody's who has not been told: that one finds it when it looks."""
     turns = Turns()
     await pools[0].enter()
     waiting = [await loop.stand(turns.take(loop.source, at)) for at, loop in enumerate(pools)]
-    with blocking(pools[0], monkeypatch, "owner = %(heir)s") as begun:
+    with blocking(pools[0], monkeypatch, "owner = %(heir)s") as (begun, _):
         leaving = pools[0].start(leave(pools[0].lock))
         await eventually(begun.is_set)
         await asyncio.gather(*waiting[1:])
