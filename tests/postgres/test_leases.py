@@ -109,8 +109,10 @@ class Turns:
             self.most = max(self.most, self.inside)
             self.order.append(name)
             self.epochs.append(lease.epoch)
-            await asyncio.sleep(0)
-            self.inside -= 1
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self.inside -= 1
 
 
 async def test_one_at_a_time_and_in_order(conninfo):
