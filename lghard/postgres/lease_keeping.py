@@ -59,7 +59,9 @@ class Keeper:
         Raises:
             RuntimeError: no thread could be started.
         """
-        self._watched[line] = clock() + (LOOK if seconds is None else seconds)
+        due = clock() + (LOOK if seconds is None else seconds)
+        step = LOOK / 4  # so that the keeper comes seldom, however many lines there are
+        self._watched[line] = math.ceil(due / step) * step
         self._come_by(self._watched[line])
 
     def unwatch(self, line: "Line") -> None:
@@ -116,8 +118,7 @@ class Keeper:
             for line in [line for line, at in self._watched.items() if at <= now]:
                 self._see_to(line)
             if min(self._check_at, self._renew_at) <= now:
-                self._leave_closed_loops()
-                lost = self._end_expired(now)
+                lost = self._leave_closed_loops() + self._end_expired(now)
             if self._renew_at <= now:
                 self._offer(now)
             return lost
@@ -134,12 +135,13 @@ class Keeper:
             if line.turns or turn.desk.is_present():
                 self.watch(line)
 
-    def _leave_closed_loops(self) -> None:
+    def _leave_closed_loops(self) -> list[ThreadLease]:
         """Whatever is held in a loop that has ended is given back, by another one."""
-        for turn in [turn for turn in self.held if turn.desk.is_over()]:
-            lease = turn.lease
+        left = [(turn, turn.lease) for turn in self.held if turn.desk.is_over()]
+        for turn, lease in left:
             self._lines.pass_over(turn)
             any(desk.post_give_up(turn, lease) for desk in self._desks if desk.can_ask())
+        return [lease for _, lease in left]
 
     def _end_expired(self, now: float) -> list[ThreadLease]:
         over = [turn for turn in self.held if turn.lease._over or turn.lease._ends_at <= now]
