@@ -7,7 +7,7 @@ has gone.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -53,9 +53,7 @@ class ThreadLease:
         self._row: Row
         self._ends_at = 0.0
         self._over = ""
-        self._is_asked_for = False
         self._is_inside = False
-        self._tell: Callable[[], None] | None = None
 
     @override
     def __repr__(self) -> str:
@@ -96,6 +94,9 @@ class ThreadLease:
 
 RELEASED = "its block has ended, and this task goes on without it"
 TAKEN_OVER = "somebody else has taken it over, since this holder showed no sign of life in time"
+CLOSED = "the event loop of its block has ended"
+PASSED_OVER = "its event loop was blocked when its turn had come"
+FORKED = "this process was forked inside the block, and the lock is its parent's"
 _NOT_THERE = (
     "in the database it is over, though not by this machine's clock: the machine stood still "
     f"together with its clock, or the row in {TABLE} was deleted or lost in a failover, or what "

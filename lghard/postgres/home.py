@@ -55,6 +55,9 @@ class Place(Protocol):
     def pool(self) -> AnyPool:
         """Where they come from."""
 
+    def is_closed(self) -> bool:
+        """Whether there will be none any more."""
+
     async def run(
         self,
         work: Callable[[AnyPool], Awaitable[T]],
@@ -71,6 +74,10 @@ class Here:
     def __init__(self, pool: AnyPool) -> None:
         self.pool = pool
         self.outage = Outage()
+
+    def is_closed(self) -> bool:
+        """Whether it has been closed."""
+        return self.pool.closed
 
     async def run(
         self,
@@ -107,6 +114,10 @@ class Home:
         """The pool, wherever it is now."""
         assert self._share
         return self._share.pool
+
+    def is_closed(self) -> bool:
+        """Whether it has been closed, or could not be opened."""
+        return not self.is_of_use()
 
     async def run(
         self,

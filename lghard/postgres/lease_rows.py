@@ -51,6 +51,18 @@ CREATE TABLE IF NOT EXISTS {TABLE} (
 # A write of the last holder may still be under way; whoever waits for it would hold a connection.
 _BOUND_WAIT = Statement("SELECT set_config('lock_timeout', '200ms', true)", ())
 
+# A name may stand for another server one day, and several for the same one, as a pooler's does. The
+# table has the same number wherever a server was cloned, but those were not started together.
+WHERE = Statement(
+    f"""
+SELECT to_regclass('{TABLE}')::oid::bigint AS leases, pg_postmaster_start_time() AS started,
+    (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()) AS database,
+    current_setting('application_name') AS name
+""",  # noqa: S608 - a constant
+    (),
+)
+"""Which table of leases a connection has, in which database; and as whom it is seen there."""
+
 # First there is a row, which is nobody's, then it is claimed: so the epoch is drawn when no earlier
 # one can come after it.
 _PROVIDE = f"""
@@ -63,7 +75,8 @@ UPDATE {TABLE}
 SET epoch = DEFAULT, owner = %(owner)s, holder = current_setting('application_name'),
     process = %(process)s, acquired_at = clock_timestamp(), wanted_at = NULL,
     expires_at = clock_timestamp() + make_interval(secs => %(ttl)s)
-WHERE thread_id = %(thread_id)s AND expires_at <= clock_timestamp()
+WHERE thread_id = %(thread_id)s
+    AND (expires_at <= clock_timestamp() OR owner = ANY(%(strays)s::uuid[]))
 """  # noqa: S608 - a constant
 _WANT = f"""
 UPDATE {TABLE} SET wanted_at = clock_timestamp()
@@ -111,7 +124,7 @@ WHERE asked.owner NOT IN (SELECT owner FROM renewed)
 
 _HAND_OVER = f"""
 UPDATE {TABLE}
-SET epoch = DEFAULT, owner = %(heir)s, acquired_at = clock_timestamp(),
+SET epoch = DEFAULT, owner = %(heir)s, holder = %(holder)s, acquired_at = clock_timestamp(),
     expires_at = clock_timestamp() + make_interval(secs => %(ttl)s)
 WHERE thread_id = %(thread_id)s AND owner = %(owner)s AND wanted_at IS NULL
 RETURNING {_COLUMNS}
@@ -157,7 +170,14 @@ def row_of(rows: Sequence[DictRow]) -> Row | None:
 
 
 def claim(
-    thread_id: str, owner: UUID, *, ttl: float, process: str, want: bool, tidy: bool
+    thread_id: str,
+    owner: UUID,
+    *,
+    ttl: float,
+    process: str,
+    strays: Sequence[UUID],
+    want: bool,
+    tidy: bool,
 ) -> list[Statement]:
     """Take the lease, if it is free or has expired; whose it is comes last.
 
@@ -166,10 +186,17 @@ def claim(
         owner: who takes it.
         ttl: seconds until it expires.
         process: host and process id of that one.
+        strays: owners from whom it is taken, too.
         want: leave word that somebody waits for it.
         tidy: forget what has long expired, by the way.
     """
-    params = {"thread_id": thread_id, "owner": owner, "ttl": ttl, "process": process}
+    params = {
+        "thread_id": thread_id,
+        "owner": owner,
+        "ttl": ttl,
+        "process": process,
+        "strays": [*strays],
+    }
     steps = [_PROVIDE, _CLAIM, *([_WANT] if want else [])]
     claiming = [_BOUND_WAIT, *(Statement(step, params) for step in steps)]
     return [*claiming, *([_FORGET] if tidy else []), Statement(_LOOK, params)]
@@ -186,9 +213,19 @@ def release(thread_id: str, owner: UUID) -> list[Statement]:
     return [_BOUND_WAIT, Statement(_RELEASE, {"thread_id": thread_id, "owner": owner})]
 
 
-def hand_over(thread_id: str, owner: UUID, heir: UUID, ttl: float) -> list[Statement]:
-    """Give it to `heir`, whose lease comes first; or, where others want it, back."""
-    params = {"thread_id": thread_id, "owner": owner, "heir": heir, "ttl": ttl}
+def hand_over(
+    thread_id: str, owner: UUID, heir: UUID, *, holder: str, ttl: float
+) -> list[Statement]:
+    """Give it to `heir`, whose lease comes first; or, where others want it, back.
+
+    Args:
+        thread_id: the thread.
+        owner: who has it.
+        heir: who gets it, in the same process.
+        holder: the application_name of that one.
+        ttl: seconds until it expires.
+    """
+    params = {"thread_id": thread_id, "owner": owner, "heir": heir, "holder": holder, "ttl": ttl}
     giving_back = release(thread_id, owner)
     return [giving_back[0], Statement(_HAND_OVER, params), giving_back[1]]
 

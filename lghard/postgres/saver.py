@@ -1,6 +1,7 @@
 """A checkpointer that outlives its connections."""
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,10 +36,10 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from lghard.errors import ThreadDeletedError
+from lghard.postgres import lease_rows
 from lghard.postgres.fence import PRIMARY_KEY, TABLES, bury, refuse_deleted
 from lghard.postgres.fencing import ThreadLease, fenced, fences, leases_of
 from lghard.postgres.home import place_of
-from lghard.postgres.lease_rows import provide
 from lghard.postgres.migrations import checkpoints
 from lghard.postgres.opening import PoolOverrides, open_pool
 from lghard.postgres.operating import ATTEMPT_TIMEOUT, DEADLINE, Operating
@@ -48,6 +49,8 @@ from lghard.postgres.serializing import Serializing
 from lghard.postgres.statements import Statement, may_be_pooled
 
 T = TypeVar("T")
+
+logger = logging.getLogger("lghard.postgres")
 
 # About how many bytes `SELECT_SQL` reads. Postgres knows the length of a blob without fetching it;
 # the concatenation is for the size of a checkpoint as it is when it is not compressed.
@@ -161,7 +164,7 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
 
         Behind a transaction pooler it also creates `lghard_voided_attempts`, which lets writes be
         repeated there, or warns that this role may not. If it may, it creates
-        `lghard_thread_leases` for `thread_lock`.
+        `lghard_thread_leases` for `thread_lock`; if not, it says why at level INFO.
 
         Raises:
             SchemaSetupError: tables are missing or out of date, and this role may not change that;
@@ -174,13 +177,17 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         await self._run("setup", self._provide_leases)
 
     async def _provide_leases(self) -> None:
-        """A role that may not is told by `thread_lock`, should it ever use that."""
+        """Who locks no thread needs no table; who does hears of it again from `thread_lock`."""
         async with self._connection() as conn:
             try:
-                await provide(conn)
-            except psycopg.Error:  # not its owner, a read-only replica, a lock: not needed to write
+                step = await lease_rows.provide(conn)
+                obstacle = str(lease_rows.not_allowed(step)) if step else ""
+            except psycopg.Error as error:  # not its owner, a read-only replica, a lock
                 if conn.closed:
                     raise
+                obstacle = error.diag.message_primary or str(error)
+        if obstacle:
+            logger.info("thread_lock() has no table here: %s", obstacle)
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:

@@ -22,7 +22,6 @@ from lghard import (
 )
 from lghard.postgres.fencing import inside
 from lghard.postgres.lease_rows import TABLE
-from lghard.postgres.leases import Leases
 from lghard.testing import FaultProxy, temporary_postgres
 from tests.postgres.checkpoints import (
     config_of,
@@ -33,7 +32,7 @@ from tests.postgres.checkpoints import (
     waiting_backend,
 )
 from tests.postgres.test_fence import held_up, waiting
-from tests.postgres.test_leases import elsewhere, is_free, locked, steal
+from tests.postgres.test_leases import apart, elsewhere, is_free, lines_of, locked, steal
 
 
 @pytest.fixture
@@ -169,7 +168,7 @@ async def test_such_a_task_waits_for_the_end_of_the_block(saver, lghard_database
         (lease,) = inside.get()
         await eventually(lambda: lease._over)
         entering = asyncio.create_task(locked(saver, put(saver, "t")))
-        await eventually(lambda: entering.done() or Leases.of(saver)._lines["t"].turns)
+        await eventually(lambda: entering.done() or lines_of(saver)._lines["t"].turns)
         await writer.rollback()
         await entering
 
@@ -187,7 +186,7 @@ async def test_such_a_task_waits_through_another_pool(saver, lghard_database):
         (lease,) = inside.get()
         await eventually(lambda: lease._over)
         async with open_pool(lghard_database) as pool:
-            entering = asyncio.create_task(locked(pool, put(saver, "t")))
+            entering = asyncio.create_task(locked(apart(pool), put(saver, "t")))
             await eventually(lambda: entering.done() or has_looked(pool))
             await writer.rollback()
             await entering
@@ -200,7 +199,7 @@ async def test_such_a_task_waits_through_another_pool(saver, lghard_database):
 
 
 def has_looked(pool):
-    return any(line.seen for line in Leases.of(pool)._lines.values())
+    return any(line.seen for line in lines_of(pool)._lines.values())
 
 
 @pytest.mark.usefixtures("batching")
@@ -319,7 +318,7 @@ async def test_a_takeover_waits_for_the_write_under_way(saver, lghard_database):
 
 async def taken_over(conninfo):
     """What somebody who takes the lock over finds stored."""
-    async with open_pool(conninfo) as pool, thread_lock(pool, "t"):
+    async with open_pool(conninfo) as pool, thread_lock(apart(pool), "t"):
         return len(await query(conninfo, "SELECT FROM checkpoints"))
 
 
@@ -498,15 +497,14 @@ from contextlib import nullcontext
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from lghard import open_checkpointer, open_pool, thread_lock
-from lghard.postgres import fencing, leases
+from lghard.postgres import fencing, lease_desk, lease_keeping
 
 conninfo, kind = sys.argv[1:]
 
 async def node(state):
     if kind == "its clock stands still, too":
         now = fencing.clock()
-        fencing.clock = leases.clock = lambda: now
-        leases.Leases._tick = lambda self: None
+        fencing.clock = lease_desk.clock = lease_keeping.clock = lambda: now
     print("inside", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     return {"messages": ["late"]}

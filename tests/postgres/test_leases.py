@@ -25,10 +25,11 @@ from lghard import (
     open_pool,
     thread_lock,
 )
-from lghard.postgres import leases as leasing
+from lghard.postgres import lease_desk, lease_keeping, lease_line
 from lghard.postgres.fencing import inside
+from lghard.postgres.lease_desk import Desk
+from lghard.postgres.lease_line import Lines
 from lghard.postgres.lease_rows import TABLE
-from lghard.postgres.leases import Leases
 from lghard.testing import FaultProxy
 from tests.postgres.cancelling import Strike, cancelled_at_each_step, each_moment
 from tests.postgres.checkpoints import eventually, execute, query, waiting_backend
@@ -42,9 +43,20 @@ async def pool(lghard_database):
 
 @pytest.fixture
 async def stranger(lghard_database):
-    """Another process, as far as the database can tell."""
+    """Another process, as far as anybody can tell."""
     async with open_pool(make_conninfo(lghard_database, application_name="stranger")) as pool:
-        yield pool
+        yield apart(pool)
+
+
+def apart(pool):
+    """A pool that knows of no other in this process, as in a process of its own."""
+    Desk.of(pool).lines = Lines()
+    return pool
+
+
+def lines_of(source):
+    """What this process knows of the locks in that database."""
+    return getattr(Desk.of(source), "lines", None) or Lines()
 
 
 async def rows(conninfo, columns="thread_id"):
@@ -72,13 +84,13 @@ async def is_free(source, thread_id="t"):
 @pytest.fixture
 def sent(monkeypatch):
     """The statements of each message."""
-    messages, fetch_all = [], leasing.fetch_all
+    messages, fetch_all = [], lease_desk.fetch_all
 
     async def noting(conn, statements, **options):
         messages.append(" ".join(statement.query.split()[0] for statement in statements))
         return await fetch_all(conn, statements, **options)
 
-    monkeypatch.setattr(leasing, "fetch_all", noting)
+    monkeypatch.setattr(lease_desk, "fetch_all", noting)
     return messages
 
 
@@ -97,8 +109,10 @@ class Turns:
             self.most = max(self.most, self.inside)
             self.order.append(name)
             self.epochs.append(lease.epoch)
-            await asyncio.sleep(0)
-            self.inside -= 1
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self.inside -= 1
 
 
 async def test_one_at_a_time_and_in_order(conninfo):
@@ -115,7 +129,7 @@ async def test_one_at_a_time_of_several_pools(conninfo):
     turns = Turns()
     async with open_pool(conninfo) as one, open_pool(conninfo) as other:
         await asyncio.gather(
-            *(turns.take(pool, number) for pool in (one, other) for number in range(10))
+            *(turns.take(pool, number) for pool in (one, apart(other)) for number in range(10))
         )
     assert (1, 20) == (turns.most, len(turns.order))
     assert sorted(set(turns.epochs)) == turns.epochs
@@ -149,8 +163,8 @@ async def test_nothing_is_left(pool, lghard_database):
         async with thread_lock(pool, "t") as lease:
             epochs.append(lease.epoch)
         assert [] == await rows(lghard_database)
-    leases = Leases.of(pool)
-    assert ({}, set(), set()) == (leases._lines, leases._held, leases._tasks)
+    desk = Desk.of(pool)
+    assert ({}, set(), set()) == (desk.lines._lines, desk.lines.keeper.held, desk._tasks)
     assert epochs[0] < epochs[1]
 
 
@@ -166,7 +180,7 @@ async def test_nothing_is_left_of_event_loops(conninfo):
             await asyncio.to_thread(asyncio.run, lock())
         await enter(saver, "t")
         gc.collect()
-        assert [asyncio.get_running_loop()] == [*vars(saver._place)[leasing._LEASES]]
+        assert [asyncio.get_running_loop()] == [*vars(saver._place)[lease_desk._DESKS]]
 
 
 async def test_no_connection_is_held(lghard_database):
@@ -213,7 +227,7 @@ async def test_every_isolation_level(lghard_database, isolation):
     conninfo = make_conninfo(lghard_database, options=options)
     async with open_pool(conninfo) as one, open_pool(conninfo) as other:
         await asyncio.gather(
-            *(turns.take(pool, number) for pool in (one, other) for number in range(5))
+            *(turns.take(pool, number) for pool in (one, apart(other)) for number in range(5))
         )
     assert (1, 10) == (turns.most, len(turns.order))
 
@@ -224,6 +238,7 @@ async def test_somebody_else_was_faster(pool, lghard_database):
         lghard_database, options=r"-cdefault_transaction_isolation=repeatable\ read"
     )
     async with open_pool(conninfo) as other, thread_lock(pool, "t"):
+        apart(other)
         await execute(lghard_database, f"UPDATE {TABLE} SET expires_at = now()")
         async with await psycopg.AsyncConnection.connect(lghard_database) as faster:
             await faster.execute(f"UPDATE {TABLE} SET expires_at = now() + interval '1 minute'")
@@ -288,7 +303,7 @@ async def test_a_release_is_one_round_trip(pool, sent):
     sent.clear()
     async with thread_lock(pool, "t"):
         waiting = elsewhere(enter(pool, "t"))
-        await eventually(lambda: Leases.of(pool)._lines["t"].turns)
+        await eventually(lambda: lines_of(pool)._lines["t"].turns)
         assert 1 == len(sent)
     await waiting
     assert ["SELECT INSERT UPDATE SELECT", "SELECT UPDATE DELETE", "SELECT DELETE"] == sent
@@ -321,22 +336,22 @@ async def test_a_single_task_leaves_others_their_turn(pool, stranger, lghard_dat
     await turns.take(pool, "again")
     await other
     assert ["other", "again"] == turns.order
-    await eventually(lambda: not Leases.of(pool)._lines)
+    await eventually(lambda: not lines_of(pool)._lines)
 
 
 async def test_nothing_is_left_to_those_who_want_nothing(pool, monkeypatch):
     """Who comes while the lock is being given back has it at once."""
-    monkeypatch.setattr(leasing, "POLL", 60.0)
-    fetch_all, coming = leasing.fetch_all, []
+    monkeypatch.setattr(lease_line, "POLL", 60.0)
+    fetch_all, coming = lease_desk.fetch_all, []
 
     async def fetch(conn, statements, **options):
         if not coming:
             coming.append(elsewhere(enter(pool, "t", timeout=5)))
-            await eventually(lambda: Leases.of(pool)._lines["t"].turns)
+            await eventually(lambda: lines_of(pool)._lines["t"].turns)
         return await fetch_all(conn, statements, **options)
 
     async with thread_lock(pool, "t"):
-        monkeypatch.setattr(leasing, "fetch_all", fetch)
+        monkeypatch.setattr(lease_desk, "fetch_all", fetch)
     (came,) = coming
     async with asyncio.timeout(4):
         await came
@@ -362,13 +377,13 @@ async def test_a_cancellation_leaves_nothing(pool, lghard_database, moment):
     await enter(pool, "t")
     async for _ in cancelled_at_each_step(lambda: enter(pool, "t"), moment):
         await eventually(lambda: is_free(pool))
-        await eventually(lambda: not Leases.of(pool)._tasks)
+        await eventually(lambda: not Desk.of(pool)._tasks)
         assert [] == await rows(lghard_database)
-        assert {} == Leases.of(pool)._lines
+        assert {} == lines_of(pool)._lines
 
 
 def is_in_line_or_over(pool, task):
-    return Leases.of(pool)._lines["t"].turns or task.done()
+    return lines_of(pool)._lines["t"].turns or task.done()
 
 
 @each_moment
@@ -382,7 +397,7 @@ async def test_a_cancellation_in_line(pool, lghard_database, moment):
             behind = elsewhere(enter(pool, "t", timeout=10))
         await struck
         await behind
-        await eventually(lambda: not Leases.of(pool)._tasks)
+        await eventually(lambda: not Desk.of(pool)._tasks)
         assert [] == await rows(lghard_database)
 
 
@@ -421,7 +436,7 @@ async def test_a_thread_id_that_is_too_long(pool):
     with pytest.raises(psycopg.errors.ProgramLimitExceeded) as caught:
         await enter(pool, secrets.token_hex(5_000))
     assert "thread_lock() was trying" in "".join(caught.value.__notes__)
-    assert {} == Leases.of(pool)._lines
+    assert {} == lines_of(pool)._lines
 
 
 async def test_neither_pool_nor_checkpointer(lghard_database):
@@ -456,7 +471,7 @@ async def test_a_lock_is_one_blocks(pool):
 
     async with thread_lock(pool, "t"):
         first = elsewhere(use())
-        await eventually(lambda: Leases.of(pool)._lines["t"].turns)
+        await eventually(lambda: lines_of(pool)._lines["t"].turns)
         with pytest.raises(RuntimeError, match="call thread_lock"):
             await elsewhere(use())
     await first
@@ -468,13 +483,13 @@ async def test_a_lock_is_one_blocks(pool):
 @pytest.fixture
 def renewals(monkeypatch):
     """How many leases each renewal has."""
-    sizes, renew = [], leasing.renew
+    sizes, renew = [], lease_keeping.renew
 
     def noting(leases):
         sizes.append(len(leases))
         return renew(leases)
 
-    monkeypatch.setattr(leasing, "renew", noting)
+    monkeypatch.setattr(lease_keeping, "renew", noting)
     return sizes
 
 
@@ -564,7 +579,7 @@ async def test_a_handover_whose_answer_is_lost(network, lghard_database):
     pool, proxy = network
     async with thread_lock(pool, "t"):
         waiting = elsewhere(enter(pool, "t", timeout=10))
-        await eventually(lambda: Leases.of(pool)._lines["t"].turns)
+        await eventually(lambda: lines_of(pool)._lines["t"].turns)
         proxy.lose_responses(containing=b"DELETE FROM")
     await waiting
     assert 1 == proxy.lost
@@ -578,7 +593,7 @@ async def test_a_claim_that_gives_up(network, lghard_database):
     with pytest.raises(psycopg.OperationalError) as caught:
         await enter(pool, "t", timeout=0)
     assert "thread_lock() was trying to lock 't'" in "".join(caught.value.__notes__)
-    await eventually(lambda: not Leases.of(pool)._tasks)
+    await eventually(lambda: not Desk.of(pool)._tasks)
     assert [] == await rows(lghard_database)
 
 
@@ -651,7 +666,7 @@ async def test_somebody_elses_cancellation_goes_on(pool, lghard_database):
                 asyncio.current_task().cancel()
 
     losing = asyncio.create_task(lose())
-    await eventually(lambda: Leases.of(pool)._held)
+    await eventually(lambda: lines_of(pool).keeper.held)
     await steal(lghard_database)
     await asyncio.wait({losing})
     assert losing.cancelled()
@@ -726,14 +741,20 @@ async def test_whoever_was_refused_by_itself_is_told(pool):
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
 
 
+def renew_now(pool):
+    keeper = lines_of(pool).keeper
+    with lines_of(pool).lock:
+        keeper._renew_at = 0.0
+        keeper._come_by(0.0)
+
+
 async def test_a_short_outage_costs_nothing(breakable_postgres, renewals):
     """It is renewed again as soon as the database is back."""
     conninfo = breakable_postgres.create_database()
     async with open_pool(conninfo) as pool, thread_lock(pool, "t", ttl=20.0) as lease:
         await asyncio.to_thread(breakable_postgres.restart)
-        Leases.of(pool)._renew_at = 0.0  # it is time
-        Leases.of(pool)._tick()
         before = lease._ends_at
+        renew_now(pool)
         await eventually(lambda: lease._ends_at > before)
 
 
@@ -748,7 +769,7 @@ async def test_a_long_outage_loses_it(breakable_postgres, outage, end):
                 await locked(pool, goes_away(away), ttl=1.0)
         finally:
             await asyncio.to_thread(getattr(breakable_postgres, end))
-        await eventually(lambda: not Leases.of(pool)._tasks)
+        await eventually(lambda: not Desk.of(pool)._tasks)
 
 
 async def goes_away(away):
@@ -822,7 +843,7 @@ async def test_any_number_of_replicas_may_create_it(conninfo):
 
     async def replica(number):
         async with open_pool(conninfo, min_size=1) as pool:
-            await enter(pool, f"thread {number}")
+            await enter(apart(pool), f"thread {number}")
 
     assert [None] * 8 == await asyncio.gather(*(replica(number) for number in range(8)))
 
@@ -842,12 +863,15 @@ async def limited(conninfo):
             admin.execute(f"DROP ROLE {role}")
 
 
-async def test_a_role_that_may_not_create_it(lghard_database):
-    """Its checkpointer opens as before; its locks say which GRANT helps."""
+async def test_a_role_that_may_not_create_it(lghard_database, caplog):
+    """Its checkpointer opens as before; its locks say which GRANT helps, and so does its log."""
+    caplog.set_level("INFO", logger="lghard.postgres")
     async with (
         limited(lghard_database) as (conninfo, role, _),
         open_checkpointer(conninfo) as saver,
     ):
+        assert f"thread_lock() has no table here: the table {TABLE}" in caplog.text
+        assert f"GRANT CREATE ON SCHEMA public TO {role}" in caplog.text
         with pytest.raises(SchemaSetupError, match=f"GRANT CREATE ON SCHEMA public TO {role}"):
             await enter(saver, "t")
 
