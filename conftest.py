@@ -46,6 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("bytecode"))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a third of the time, a test waits for something."""
+    return (os.cpu_count() or 1) + 1
+
+
 _FENCES = RawFencedCodeBlockLexer(re.compile(r"(?P<attributes>[^\n]*)\n"))
 _PYTHON = re.compile(r"\W*(?:python|python3|py|pycon)\b", re.IGNORECASE)
 _TITLE = re.compile(r'title="([^"]+)"')
