@@ -666,8 +666,12 @@ def _has_codec(kind: type) -> bool:
     return type(in_class(kind, "__dataclass_fields__")) is dict or Enum in mro_of(kind)
 
 
-def _ext(path: Path, value: Any, place: Place) -> Verdict:  # noqa: ARG001
-    return _noted("LGS227", path, was="ormsgpack.Ext", became="what its tag means to LangGraph")
+def _is_packed(kind: type, value: object) -> bool:  # noqa: ARG001
+    return kind in (ormsgpack.Ext, ormsgpack.Fragment)
+
+
+def _packed(path: Path, value: Any, place: Place) -> Verdict:  # noqa: ARG001
+    return _noted("LGS227", path, was=f"ormsgpack.{type(value).__name__}", became="what is in it")
 
 
 def _is_opaque(kind: type, value: object) -> bool:  # noqa: ARG001
@@ -681,7 +685,7 @@ def _raised_later(path: Path, value: Any, place: Place) -> Verdict:
 
 _ORDER: tuple[tuple[Callable[..., bool], Callable[..., Verdict]], ...] = (
     (_is_mock, _raised_later),
-    (lambda kind, _: kind is ormsgpack.Ext, _ext),
+    (_is_packed, _packed),
     (lambda kind, _: inherits(kind, "langgraph.checkpoint.serde.types", "_DeltaSnapshot"), _send),
     (lambda kind, _: inherits(kind, "pydantic.main", "BaseModel"), _model),
     (lambda kind, _: inherits(kind, "pydantic.types", "_SecretBase", "SecretStr"), _secret),

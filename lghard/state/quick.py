@@ -4,12 +4,11 @@ ormsgpack visits all plain data in C, and comes back to Python only for objects,
 at by their type. Everything that it refuses, or hands over without being asked, takes the walk with
 the paths; so does what is unusual. A "no" therefore means "look closely"; a "yes" is certain.
 
-ormsgpack takes bytearray and memoryview for bytes, and does not tell, nor does it tell of its own
-Ext. Where a byte of what it wrote may be the mark of one of them, orjson, which takes none, looks
-again.
+ormsgpack takes bytearray and memoryview for bytes, and writes its own Ext and Fragment, without
+telling; a Fragment leaves no mark in what is written. So orjson, which takes none of them, always
+looks again: only what both take is plain.
 """
 
-import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -45,10 +44,6 @@ _JSON_OPTIONS = (
     | orjson.OPT_PASSTHROUGH_DATETIME
     | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
-
-# The first bytes of what may be bytes (bin 8 to 32), or an Ext (ext 8 to 32, fixext 1 to 16), in
-# https://github.com/msgpack/msgpack/blob/master/spec.md#formats
-_MARKS = re.compile(rb"[\xc4-\xc9\xd4-\xd8]").search
 
 # What is packed at once stays in the cache of the processor; larger lists go by pieces.
 _PIECE = 128
@@ -103,9 +98,8 @@ def _piece_is_clean(value: Any) -> bool:
     try:
         if type(value) is list and MESSAGES.keys() >= {*map(type, value)}:
             return _messages_are_clean(value)
-        packed = ormsgpack.packb(value, default=_view, option=_OPTIONS)
-        if _MARKS(packed):
-            orjson.dumps(value, default=_json_view, option=_JSON_OPTIONS)
+        ormsgpack.packb(value, default=_view, option=_OPTIONS)
+        orjson.dumps(value, default=_json_view, option=_JSON_OPTIONS)
     except (TypeError, ValueError, RecursionError):
         return False
     return True
@@ -115,8 +109,7 @@ def plain_bytes(value: list[Any] | dict[str, Any]) -> bytes | None:
     """What is written of plain data, if it is plain: looking at it and writing it are one walk."""
     try:
         packed = ormsgpack.packb(value, option=_OPTIONS)
-        if _MARKS(packed):
-            orjson.dumps(value, default=_bytes_view, option=_JSON_OPTIONS)
+        orjson.dumps(value, default=_bytes_view, option=_JSON_OPTIONS)
     except (TypeError, ValueError, RecursionError):
         return None
     return packed
@@ -184,7 +177,9 @@ def _messages_are_clean(messages: list[Any]) -> bool:  # noqa: PLR0911, PLR0912
     for message in messages:
         kind, held = type(message), message.__dict__
         content, type_, kwargs, metadata, name, id_, *more = MESSAGES[kind](held)
-        if len(held) != 6 + len(more) or message.__pydantic_extra__:
+        if len(held) != 6 + len(more):
+            return False
+        if message.__pydantic_extra__ or message.__pydantic_private__:
             return False
         texts.append(content)
         kinds.append(type_)
@@ -217,7 +212,7 @@ def _messages_are_clean(messages: list[Any]) -> bool:  # noqa: PLR0911, PLR0912
             rest.append(more[1:])
     if {*map(type, kinds)} - _STR or not {*kinds} <= _KINDS:
         return False
-    return _texts_are_clean(texts, rest) and (not counts or {*map(type, counts)} == _INT)
+    return _texts_are_clean(texts, rest) and _counts_are_clean(counts)
 
 
 def _calls_are_clean(calls: Any, texts: list[Any], rest: list[Any]) -> bool:
@@ -255,6 +250,13 @@ def _usage_is_clean(usage: dict[Any, Any], counts: list[Any]) -> bool:
         else:
             return False
     return True
+
+
+def _counts_are_clean(counts: list[Any]) -> bool:
+    """They are not packed: whether they are int, and fit into 64 bits, is asked here."""
+    if not counts:
+        return True
+    return {*map(type, counts)} == _INT and min(counts) >= -(1 << 63) and max(counts) < 1 << 64
 
 
 def _texts_are_clean(texts: list[Any], rest: list[Any]) -> bool:

@@ -42,7 +42,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langgraph.store.base import Item
 from langgraph.types import Command, Interrupt, Overwrite, Send
-from ormsgpack import Ext
+from ormsgpack import Ext, Fragment
 from pydantic import AnyUrl, SecretStr
 
 from tests.state.zoo import *
@@ -496,10 +496,22 @@ CASES = [Case(*case) for case in (
     ('BaseMessage("x",type="y")', lambda: BaseMessage("x",type="y"), ''),
     ('AIMessage("x",additional_kwargs={"tool_calls":[{"id":"1","function":{"name":"a","arguments":"{}"},"type":"function"}]})', lambda: AIMessage("x",additional_kwargs={"tool_calls":[{"id":"1","function":{"name":"a","arguments":"{}"},"type":"function"}]}), ''),
     ('AIMessage("x",invalid_tool_calls=[{"name":"a","args":"x","id":"1","error":"e"}])', lambda: AIMessage("x",invalid_tool_calls=[{"name":"a","args":"x","id":"1","error":"e"}]), ''),
+    ('AIMessage("x",usage_metadata={"input_tokens":2**64,"output_tokens":1,"total_tokens":2})', lambda: AIMessage("x",usage_metadata={"input_tokens":2**64,"output_tokens":1,"total_tokens":2}), 'LGS103'),
+    ('AIMessage("x",usage_metadata={"input_tokens":-2**63-1,"output_tokens":1,"total_tokens":2})', lambda: AIMessage("x",usage_metadata={"input_tokens":-2**63-1,"output_tokens":1,"total_tokens":2}), 'LGS103'),
+    ('AIMessage("x",usage_metadata={"input_tokens":2**64-1,"output_tokens":1,"total_tokens":2})', lambda: AIMessage("x",usage_metadata={"input_tokens":2**64-1,"output_tokens":1,"total_tokens":2}), ''),
+    ('AIMessage("x",usage_metadata={"input_tokens":1,"output_tokens":1,"total_tokens":2,"input_token_details":{"audio":2**64}})', lambda: AIMessage("x",usage_metadata={"input_tokens":1,"output_tokens":1,"total_tokens":2,"input_token_details":{"audio":2**64}}), 'LGS103'),
+    ('assign(AIMessage("x"),__pydantic_private__={"_a":1})', lambda: assign(AIMessage("x"),__pydantic_private__={"_a":1}), 'LGS203'),
     ('Ext(1,b"x")', lambda: Ext(1,b"x"), 'LGS227'),
     ('{"a":Ext(1,b"abc")}', lambda: {"a":Ext(1,b"abc")}, 'LGS227'),
     ('Ext(3,b"x"*300)', lambda: Ext(3,b"x"*300), 'LGS227'),
     ('AIMessage("x",additional_kwargs={"a":Ext(2,b"ab")})', lambda: AIMessage("x",additional_kwargs={"a":Ext(2,b"ab")}), 'LGS227'),
+    ('Fragment(b"\\x01")', lambda: Fragment(b"\x01"), 'LGS227'),
+    ('[Fragment(b"\\x93\\x01\\x02\\x03")]', lambda: [Fragment(b"\x93\x01\x02\x03")], 'LGS227'),
+    ('{"a":[Fragment(b"\\xa1x")]}', lambda: {"a":[Fragment(b"\xa1x")]}, 'LGS227'),
+    ('Person("x",Fragment(b"\\x01"))', lambda: Person("x",Fragment(b"\x01")), 'LGS227'),
+    ('Holder(thing=Fragment(b"\\x01"))', lambda: Holder(thing=Fragment(b"\x01")), 'LGS227'),
+    ('AIMessage("x",additional_kwargs={"a":Fragment(b"\\x01")})', lambda: AIMessage("x",additional_kwargs={"a":Fragment(b"\x01")}), 'LGS227'),
+    ('ToolMessage("x",tool_call_id="1",artifact=Fragment(b"\\x01"))', lambda: ToolMessage("x",tool_call_id="1",artifact=Fragment(b"\x01")), 'LGS227'),
     ('assign(AIMessage("x"),id=5)', lambda: assign(AIMessage("x"),id=5), 'LGS227'),
     ('assign(AIMessage("x"),name=5)', lambda: assign(AIMessage("x"),name=5), ''),
     ('assign(AIMessage("x"),content=5)', lambda: assign(AIMessage("x"),content=5), ''),
