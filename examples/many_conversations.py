@@ -46,7 +46,7 @@ OpenSaver = Callable[[str], AbstractAsyncContextManager[Saver]]
 
 @asynccontextmanager
 async def lghard(conninfo: str) -> AsyncIterator[Saver]:
-    async with open_checkpointer(conninfo, max_size=CONNECTIONS) as saver:
+    async with open_checkpointer(conninfo, max_size=CONNECTIONS, timeout=60) as saver:
         yield saver
 
 

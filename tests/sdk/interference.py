@@ -68,7 +68,10 @@ class Interference(httpx.AsyncBaseTransport):
             await self._deliver(request)
 
     async def _deliver(self, request: httpx.Request) -> None:
-        response = await self._inner.handle_async_request(request)
+        try:
+            response = await self._inner.handle_async_request(request)
+        except httpx.RemoteProtocolError:  # the server has just closed the idle connection
+            response = await self._inner.handle_async_request(request)
         await response.aread()
         await response.aclose()
 
