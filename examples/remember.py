@@ -55,8 +55,9 @@ async def upstream(conninfo: str) -> AsyncIterator[AsyncPostgresStore]:
         store = AsyncPostgresStore(pool)
         await store.setup()
         yield store
-        store._task.cancel()  # or it is destroyed while it waits, as asyncio says at some time
-        await asyncio.wait({store._task})
+        if store._task:  # or it is destroyed while it waits, as asyncio says at some time
+            store._task.cancel()
+            await asyncio.wait({store._task})
 
 
 @dataclass
