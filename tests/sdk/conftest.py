@@ -15,12 +15,19 @@ import pytest
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 
 from lghard import RunPolicy
+from lghard.sdk import circuit
 from lghard.testing import FaultProxy, LangGraphServer
 from tests.sdk.clients import Client, open_client
 
 HERE = Path(__file__).parent
 Connect = Callable[..., Awaitable[Client]]
 GRAPHS = ("slow", "sync", "stubborn", "fail", "ask", "echo")
+
+
+@pytest.fixture(autouse=True)
+def _closed_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port may have been that of another server, which did not answer in a test before."""
+    monkeypatch.setattr(circuit, "_breakers", {})
 
 
 @dataclass(frozen=True)
