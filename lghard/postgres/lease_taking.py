@@ -19,7 +19,7 @@ from psycopg.rows import DictRow
 
 from lghard.errors import SchemaSetupError
 from lghard.postgres import lease_line, lease_rows
-from lghard.postgres.fencing import inside
+from lghard.postgres.fencing import ThreadLease, inside
 from lghard.postgres.lease_desk import LEAST, Desk, Source, say_it_expires
 from lghard.postgres.lease_line import Line, Turn, again, busy
 from lghard.postgres.lease_rows import TABLE, Row, row_of
@@ -92,7 +92,12 @@ def _must_take(turn: Turn) -> bool:
     return turn.line.current is turn and not turn.lease.epoch
 
 
-async def _claim(turn: Turn, *, want: bool) -> None:
+def _may_take(turn: Turn, lease: ThreadLease) -> bool:
+    """Whether it has not been passed over since it had this lease to take."""
+    return turn.line.current is turn and turn.lease is lease
+
+
+async def _claim(turn: Turn, *, want: bool) -> None:  # noqa: PLR0912
     """Take it, if it is free; whoever has it has been seen."""
     desk, lines, lease = turn.desk, turn.desk.lines, turn.lease
     strays = lines.strays(turn, lease)
@@ -118,7 +123,12 @@ async def _claim(turn: Turn, *, want: bool) -> None:
     except errors.InsufficientPrivilege as error:
         lines.clear(turn, lease)
         raise _not_granted(error) from error
+    except asyncio.CancelledError:
+        desk.start(desk.give_up(turn, lease))  # whatever has become of it
+        raise
     except psycopg.Error as error:
+        if not _may_take(turn, lease):
+            desk.start(desk.give_up(turn, lease))  # others do not know of it any more
         if not is_transient(error) or turn.left() <= 0:
             error.add_note(f"lghard: thread_lock() was trying to lock {lease.thread_id!r}")
             raise  # what has become of it otherwise, shows when we look again
@@ -173,10 +183,14 @@ async def release(turn: Turn) -> bool | None:
 
 async def _give(turn: Turn) -> bool | None:
     try:
-        return await _pass_on(turn)
+        was_held = await _pass_on(turn)
     except Exception as error:  # a pool's own callbacks may raise anything
         say_it_expires(turn.lease, error)
         return None
+    else:
+        # Passed over meanwhile, it may have been taken over since its block ended, and not before.
+        is_passed_over = turn.line.current is not turn
+        return None if was_held is False and is_passed_over else was_held
     finally:  # also if the event loop ends
         turn.desk.lines.free(turn)
 
