@@ -79,6 +79,10 @@ class Turn:
         if self._come and not self._come.done():
             self._come.set_result(None)
 
+    def has_it(self) -> bool:
+        """Whether it has the lock, inside of its block."""
+        return not (self.is_waiting or self.lease._over)
+
     def is_lost(self) -> bool:
         """Whether it has lost the lock, inside of its block."""
         return not self.is_waiting and self.lease._over not in {"", RELEASED}
@@ -133,7 +137,7 @@ class Line:
             return False
         if turn.is_lost() or turn.desk.is_over():
             return True
-        if turn.desk.is_present():
+        if turn.desk.is_present() or turn.has_it():
             return False
         return not turn.is_waiting or any(other.desk.is_present() for other in self.turns)
 
@@ -226,12 +230,10 @@ class Lines:
             return heir
 
     def hand(self, turn: Turn, heir: Turn, row: Row, sent_at: float) -> bool:
-        """The database has given it to `heir`; False if that one has left."""
+        """The database has given it to `heir`; False if that one is not to have it any more."""
         line = turn.line
         with self.lock:
-            if line.current is not turn:  # passed over: it finds its own row, or is a stray
-                return True
-            if heir not in line.turns:
+            if line.current is not turn or heir not in line.turns:  # passed over, or it has left
                 return False
             line.turns.remove(heir)
             line.current = heir

@@ -211,7 +211,7 @@ async def _pass_on(turn: Turn) -> bool | None:
             desk.lines.clear(heir, mine)
         if not handed or desk.lines.hand(turn, heir, Row(**handed[0]), sent_at):
             return was_held[0]
-        lease = mine  # it has left meanwhile
+        lease = mine  # whoever is current now takes it from there, if it is not gone by then
     _, (_, released), is_sure = await desk.insist(lease_rows.release(lease.thread_id, lease._owner))
     _let_rest(line, released)
     was_held.append(_is_known(released, is_sure=is_sure))

@@ -556,6 +556,38 @@ async def test_blocked_while_it_gives_the_lock(pools, monkeypatch, lghard_databa
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_a_holder_that_is_known_to_be_blocked(pools, monkeypatch):
+    """It keeps its lock all the same, which the others renew: it is at work inside of its block."""
+    holder, other, _ = pools
+    lease = await holder.enter()
+    with blocking(holder, monkeypatch, "expires_at <= clock_timestamp()"):
+        taking = holder.start(Turns().take(holder.source, "it", "u"))
+        await eventually(lambda: not holder.desk.is_present())
+        with pytest.raises(ThreadBusyError):
+            await other.start(enter(other.source, timeout=1))
+    await taking
+    assert "" == lease._over
+    await holder.start(leave(holder.lock))
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_blocked_while_it_gives_the_lock_to_one_that_leaves(
+    pools, monkeypatch, lghard_database
+):
+    """Nobody is there who could find the row: the one that gives it takes it back."""
+    holder, other, _ = pools
+    await holder.enter(ttl=300.0)
+    waiting = await other.stand(enter(other.source, ttl=300.0))
+    with blocking(holder, monkeypatch, "owner = %(heir)s", early=True) as (begun, _):
+        leaving = holder.start(leave(holder.lock))
+        await eventually(begun.is_set)
+        waiting.cancel()
+        await eventually(lambda: not (other.desk._tasks or other.lines._lines))
+    await leaving
+    assert [] == await rows(lghard_database)
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_whoever_does_not_leave_when_it_has_lost(pools, lghard_database):
     """The others do not wait for the end of its block."""
     end = asyncio.Event()
