@@ -319,7 +319,7 @@ def _note(conn: AsyncConnection[Any], command: _Command, result: PGresult) -> ps
             _prepared.pop(conn)  # one is gone, and so are the others
         return error
     if command.key and command.prepares and result.status == ExecStatus.COMMAND_OK:
-        _prepared[conn][command.key] = command.name
+        _prepared.setdefault(conn, {})[command.key] = command.name
     elif result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
         segment.results.append(result)
     return None

@@ -147,4 +147,17 @@ async def test_a_failure_takes_no_prepared_statement_from_others(lghard_empty_da
         assert {"number": 3} == await (await conn.execute(PREPARED)).fetchone()
 
 
+async def test_what_is_prepared_behind_a_statement_that_is_gone(lghard_empty_database):
+    """Each transaction is done all the same, and the connection goes on."""
+    known, new = Statement("SELECT 1 AS number", []), Statement("SELECT 2 AS number", [])
+    async with open_pool(lghard_empty_database) as pool, pool.connection() as conn:
+        await send(conn, [known])
+        await conn.execute("DEALLOCATE ALL")
+        segments = [Segment([known]), Segment([new])]
+        await send_segments(conn, [[segment] for segment in segments])
+        rows = [rows_of(conn, segment.results[-1]) for segment in segments]
+        assert [[{"number": 1}], [{"number": 2}]] == rows
+        assert [[{"number": 2}]] == await fetch(conn, [new])
+
+
 TOP = "SELECT 3 AS top"
