@@ -170,9 +170,10 @@ class Home:
 
     def is_of_use(self) -> bool:
         """Whether another checkpointer or store may live here."""
-        if not self._where.done():
+        where = self._where  # once: it may move, and whoever asks must not wait for that
+        if not where.done():
             return True
-        found = self._where.result()
+        found = where.result()
         return isinstance(found, Share) and not found.is_closed()
 
     def welcome(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -620,6 +620,27 @@ async def test_a_blocked_loop_stalls_nobody(conninfo: str) -> None:
         assert TURNS == await loops[0].turns("t")
 
 
+async def test_nobody_waits_to_hear_whether_it_is_closed(conninfo: str) -> None:
+    """Its connections begin to move at that very moment."""
+
+    class Moving(home_module.Where):
+        def done(self) -> bool:
+            home._where = moved
+            return True
+
+    async with open_checkpointer(conninfo) as saver:
+        home, moved = saver._place, home_module.Where()
+        share, home._where = home._where.result(), Moving()
+        Moving.set_result(home._where, share)
+        asking = asyncio.create_task(asyncio.to_thread(home.is_closed))
+        try:
+            assert {asking} == (await asyncio.wait({asking}, timeout=5))[0]
+        finally:
+            home._where = moved
+            moved.set_result(share)
+        assert not await asking
+
+
 @pytest.mark.usefixtures("batching")
 async def test_the_first_loop_ends_while_others_go_on(conninfo: str) -> None:
     """It is closed in the middle of its work, without leaving, and breaks nobody's."""
