@@ -65,7 +65,8 @@ class Desk:
     def __init__(self, place: Place) -> None:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.current_thread()
-        self.is_renewing = self.has_failed = False
+        self.renewing: asyncio.Task[None] | None = None
+        self.has_failed = False
         self._place = place
         self._tasks: set[asyncio.Task[Any]] = set()
         self._finding: asyncio.Task[None] | None = None
@@ -85,14 +86,14 @@ class Desk:
             )
         anchor = place.pool if isinstance(place, Here) else place
         loop = asyncio.get_running_loop()
-        with _lock:
-            desks: WeakKeyDictionary[asyncio.AbstractEventLoop, Desk]
-            desks = vars(anchor).setdefault(_DESKS, WeakKeyDictionary())
-            if loop not in desks:
-                _forget_closed(desks)
-                desks[loop] = cls(place)
-            desks[loop].thread = threading.current_thread()
-            return desks[loop]
+        # Without a lock, which a fork might leave locked: each step is one, and to its own loop.
+        desks: WeakKeyDictionary[asyncio.AbstractEventLoop, Desk]
+        desks = vars(anchor).setdefault(_DESKS, WeakKeyDictionary())
+        if loop not in desks:
+            _forget_closed(desks)
+            desks[loop] = cls(place)
+        desks[loop].thread = threading.current_thread()
+        return desks[loop]
 
     # Which database it is
 
@@ -202,6 +203,10 @@ class Desk:
         else:
             turn.desk.lines.clear(turn, lease)
 
+    def is_renewing(self) -> bool:
+        """Whether a renewal is under way; it may have been cancelled before it began."""
+        return self.renewing is not None and not self.renewing.done()
+
     # From any thread
 
     def post(self, callback: Callable[..., object], *args: object) -> bool:
@@ -247,9 +252,6 @@ class Desk:
         return not (self.is_over() or self._place.is_closed())
 
 
-_lock = threading.Lock()
-
-
 async def _fetch(conn: Connection, statements: Sequence[Statement]) -> list[list[DictRow]]:
     return await fetch_all(conn, statements, pipelined=psycopg.capabilities.has_pipeline())
 
@@ -262,9 +264,10 @@ def _look_at(finding: asyncio.Task[None]) -> None:
 
 def _forget_closed(desks: "WeakKeyDictionary[asyncio.AbstractEventLoop, Desk]") -> None:
     """A desk keeps its event loop, although nothing else does."""
-    for loop in [*desks]:
-        if loop.is_closed():
-            del desks[loop]
+    for ref in desks.keyrefs():  # a copy: another loop may come meanwhile
+        loop = ref()
+        if loop and loop.is_closed():
+            desks.pop(loop, None)
 
 
 def say_it_expires(lease: ThreadLease, error: Exception) -> None:

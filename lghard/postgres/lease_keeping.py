@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from lghard.postgres.fencing import TAKEN_OVER, ThreadLease, clock, expired
@@ -98,17 +99,20 @@ class Keeper:
 
     def _keep(self) -> None:
         while self._sleep():
-            _say_lost(self._look())
+            lost = self._look()
+            with suppress(Exception):  # an application's own filter of its log may raise anything
+                _say_lost(lost)
 
     def _sleep(self) -> bool:
         """Until there is something to do; False if there will be nothing."""
         with self._changed:
             if not (self.held or self._watched):
                 self._thread, self._renew_at, self._check_at = None, math.inf, math.inf
+                self._desks = []  # nor keep what has ended
                 return False
             at = min(self._renew_at, self._check_at, *self._watched.values())
             self._wakes_at = at
-            self._changed.wait(max(0.0, at - clock()))
+            self._changed.wait(min(max(0.0, at - clock()), threading.TIMEOUT_MAX))
             return True
 
     def _look(self) -> list[ThreadLease]:
@@ -175,15 +179,15 @@ class Keeper:
     def _take_up(self, desk: "Desk") -> None:
         """In the loop of `desk`: it renews, unless somebody else does."""
         with self._changed:
-            if not self._is_due or desk.is_renewing or not desk.can_ask():
+            if not self._is_due or desk.is_renewing() or not desk.can_ask():
                 return
             if desk.has_failed:  # others first
                 desk.has_failed = False
                 desk.loop.call_later(min(self._period(), _AGAIN), self._take_up, desk)
                 return
-            self._is_due, desk.is_renewing = False, True
+            self._is_due = False
             turns = [(turn, turn.lease) for turn in self.held]
-        desk.start(self._renew(desk, turns))
+        desk.renewing = desk.start(self._renew(desk, turns))
 
     async def _renew(self, desk: "Desk", turns: list[tuple["Turn", ThreadLease]]) -> None:
         """Renew all, in one statement."""
@@ -201,8 +205,6 @@ class Keeper:
             with self._changed:
                 self._renew_at = clock()
                 self._come_by(self._renew_at)
-        finally:
-            desk.is_renewing = False
 
     def _note(
         self,

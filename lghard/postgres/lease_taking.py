@@ -67,7 +67,7 @@ def _leave(turn: Turn) -> None:
     if desk.is_over():  # others see to it
         return
     if desk.lines.leave(turn):
-        desk.start(_give(turn))
+        _start_to_give(turn)
     elif lease._owner in turn.line.strays:
         desk.start(desk.give_up(turn, lease))
 
@@ -174,11 +174,18 @@ async def release(turn: Turn) -> bool | None:
     if turn.desk.is_over() or turn.desk.lines.is_left_behind:  # others see to it
         return None
     was_held = turn.desk.lines.begin_to_give(turn)
-    task = turn.desk.start(_give(turn))
+    task = _start_to_give(turn)
     if not was_held:
         return None
     await asyncio.wait({task})
     return None if task.cancelled() else task.result()
+
+
+def _start_to_give(turn: Turn) -> asyncio.Task[bool | None]:
+    task = turn.desk.start(_give(turn))
+    # Also if the event loop ends: then it may be cancelled before it begins.
+    task.add_done_callback(lambda _: turn.desk.lines.free(turn))
+    return task
 
 
 async def _give(turn: Turn) -> bool | None:
@@ -191,8 +198,6 @@ async def _give(turn: Turn) -> bool | None:
         # Passed over meanwhile, it may have been taken over since its block ended, and not before.
         is_passed_over = turn.line.current is not turn
         return None if was_held is False and is_passed_over else was_held
-    finally:  # also if the event loop ends
-        turn.desk.lines.free(turn)
 
 
 async def _pass_on(turn: Turn) -> bool | None:

@@ -730,3 +730,42 @@ async def test_a_process_that_forks_inside_of_a_block(lghard_database):
     """The lock stays the parent's: the child has to wait for it, and writes nothing."""
     done = await asyncio.to_thread(script, FORK, lghard_database)
     assert ("", "child: parent has it refused\nparent: wrote\n") == (done.stderr, done.stdout)
+
+
+FORK_BESIDE = """
+import asyncio, os, signal, sys, threading
+from lghard import open_pool, thread_lock
+from lghard.postgres.lease_desk import Desk
+
+async def lock():
+    async with open_pool(sys.argv[1]) as pool, thread_lock(pool, "t"):
+        pass
+
+begin, begun, end = Desk.__init__, threading.Event(), threading.Event()
+
+def wait(desk, place):
+    if threading.current_thread() is thread:
+        begun.set()
+        end.wait()
+    begin(desk, place)
+
+Desk.__init__ = wait
+thread = threading.Thread(target=lambda: asyncio.run(lock()))
+thread.start()
+begun.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)
+    asyncio.run(lock())
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+end.set()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+async def test_a_process_that_forks_while_a_thread_begins(lghard_database):
+    """Nobody is left in the child who would end that."""
+    done = await asyncio.to_thread(script, FORK_BESIDE, lghard_database)
+    assert ("", "0\n") == (done.stderr, done.stdout)

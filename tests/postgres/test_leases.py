@@ -3,9 +3,11 @@
 import asyncio
 import contextvars
 import gc
+import logging
 import secrets
 import threading
 import time
+import weakref
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -181,6 +183,23 @@ async def test_nothing_is_left_of_event_loops(conninfo):
         await enter(saver, "t")
         gc.collect()
         assert [asyncio.get_running_loop()] == [*vars(saver._place)[lease_desk._DESKS]]
+
+
+async def test_nothing_is_left_of_event_loops_with_pools_of_their_own(pool, lghard_database):
+    """Though another one has locked threads of the same database, and may again."""
+
+    async def lock():
+        async with open_pool(lghard_database) as own:
+            await enter(own, "t")
+            return weakref.ref(asyncio.get_running_loop())
+
+    await enter(pool, "t")
+    loops = [await asyncio.to_thread(asyncio.run, lock()) for _ in range(3)]
+    with lines_of(pool).lock:
+        lines_of(pool).keeper._come_by(0.0)
+    await eventually(lambda: lines_of(pool).keeper._thread is None)
+    gc.collect()
+    assert [None] * 3 == [loop() for loop in loops]
 
 
 async def test_no_connection_is_held(lghard_database):
@@ -700,6 +719,32 @@ async def test_a_task_group_inside(pool, lghard_database):
     assert all(task.cancelled() for task in tasks)
 
 
+async def test_all_tasks_are_cancelled_as_it_ends(pool, lghard_database):
+    """As some do who shut down, also the one that is to give the lock back: then it expires."""
+    lock = thread_lock(pool, "t", ttl=1.0)
+    await lock.__aenter__()
+    leaving = asyncio.create_task(lock.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    for task in Desk.of(pool)._tasks:
+        task.cancel()
+    await leaving
+    await elsewhere(enter(pool, "t", timeout=10))
+    assert [] == await rows(lghard_database)
+
+
+async def test_all_tasks_are_cancelled_as_it_is_renewed(pool, renewals):
+    """Also the one that is just about to renew: the next one does."""
+    async with thread_lock(pool, "t", ttl=1.5):
+        renewals.clear()
+        desk = Desk.of(pool)
+        while not desk._tasks:
+            await asyncio.sleep(0)
+        for task in desk._tasks:
+            task.cancel()
+        assert not renewals
+        await eventually(lambda: renewals)
+
+
 async def test_an_event_loop_that_was_blocked(pool):
     """Longer than its lease lasts: it is over, whether or not somebody has taken it."""
 
@@ -739,6 +784,42 @@ async def test_whoever_was_refused_by_itself_is_told(pool):
     with pytest.raises(ThreadLockLostError, match="expired") as caught:
         await locked(pool, refused(), ttl=0.6)
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+
+
+class Failing(logging.Filter):
+    """An application's own, that looks for what there is in its requests only."""
+
+    def filter(self, record):
+        raise LookupError(record)
+
+
+async def test_a_log_that_fails(pool, renewals):
+    """Whoever cannot be told that a lock is lost, does not take the others with it."""
+
+    async def lose():
+        inside.get()[0]._end("expired")
+        await asyncio.sleep(60)
+
+    failing = Failing()
+    lease_keeping.logger.addFilter(failing)
+    try:
+        with pytest.raises(ThreadLockLostError, match="expired"):
+            await locked(pool, lose(), ttl=0.6)
+    finally:
+        lease_keeping.logger.removeFilter(failing)
+    async with thread_lock(pool, "u", ttl=1.5):
+        renewals.clear()
+        await eventually(lambda: renewals)
+
+
+async def test_a_lock_for_ages(pool, renewals):
+    """No timer of Python's goes as far; the others are renewed all the same."""
+    async with thread_lock(pool, "t", ttl=1e11):
+        renew_now(pool)
+        await eventually(lambda: renewals and lines_of(pool).keeper._wakes_at > 1e10)
+        async with thread_lock(pool, "u", ttl=1.5):
+            renewals.clear()
+            await eventually(lambda: renewals)
 
 
 def renew_now(pool):
