@@ -303,7 +303,9 @@ def _complete(
         conn.pgconn.exit_pipeline_mode()
     except psycopg.OperationalError as loss:
         conn.pgconn.finish()
-        raise error or loss from None  # the server's last words say more than the silence after
+        if error and error.diag.severity_nonlocalized != "ERROR":  # which is of a statement alone
+            raise error from None  # the server's last words say more than the silence after
+        raise loss from None
     except psycopg.DatabaseError as confusion:  # libpq's, of answers to what nobody has asked
         conn.pgconn.finish()
         raise psycopg.OperationalError(f"the connection is out of step: {confusion}") from confusion

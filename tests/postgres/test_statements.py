@@ -16,6 +16,8 @@ from lghard.postgres.statements import (
     send,
     send_segments,
 )
+from lghard.resilience import is_transient
+from lghard.testing import FaultProxy
 from tests.postgres.checkpoints import config_of, put, query
 
 PREPARED = "SELECT count(*) AS number FROM pg_prepared_statements WHERE name LIKE '%lghard%'"
@@ -158,6 +160,30 @@ async def test_what_is_prepared_behind_a_statement_that_is_gone(lghard_empty_dat
         rows = [rows_of(conn, segment.results[-1]) for segment in segments]
         assert [[{"number": 1}], [{"number": 2}]] == rows
         assert [[{"number": 2}]] == await fetch(conn, [new])
+
+
+READY = 6
+"""Bytes of the message in which the server says that a transaction is over."""
+
+
+async def test_an_error_of_one_operation_is_not_that_of_a_lost_connection(
+    lghard_postgres, lghard_database
+):
+    """What was lost behind it is lost, and would be done by another attempt."""
+    good, bad = Statement("SELECT 1", [], prepare=False), Statement("SELECT 1/0", [], prepare=False)
+    async with (
+        FaultProxy(lghard_postgres.host, lghard_postgres.port) as proxy,
+        open_pool(proxy.conninfo(lghard_database), max_size=1) as pool,
+        pool.connection() as conn,
+    ):
+        before = proxy.bytes_down
+        await send_segments(conn, [[Segment([bad])]])
+        proxy.cut_after(proxy.bytes_down - before - READY, reset=False)
+        segments = [Segment([bad]), Segment([good])]
+        with pytest.raises(psycopg.OperationalError) as caught:
+            await send_segments(conn, [segments])
+    assert is_transient(caught.value)
+    assert isinstance(segments[0].error, psycopg.errors.DivisionByZero)
 
 
 TOP = "SELECT 3 AS top"
