@@ -108,7 +108,7 @@ class Keeper:
         with self._changed:
             if not (self.held or self._watched):
                 self._thread, self._renew_at, self._check_at = None, math.inf, math.inf
-                self._desks = []  # nor keep what has ended
+                self._forget_desks()
                 return False
             at = min(self._renew_at, self._check_at, *self._watched.values())
             self._wakes_at = at
@@ -169,9 +169,13 @@ class Keeper:
         """Have the first loop that comes renew all."""
         self._is_due = bool(self.held)
         self._renew_at = now + self._period() / 2 if self.held else math.inf  # unless it succeeds
-        self._desks = [desk for desk in self._desks if desk.can_ask()]
+        self._forget_desks()
         for desk in self._desks:
             desk.post(self._take_up, desk)
+
+    def _forget_desks(self) -> None:
+        """Keep nothing of loops and pools that have ended."""
+        self._desks = [desk for desk in self._desks if desk.can_ask()]
 
     def _period(self) -> float:
         return min((turn.lease._ttl for turn in self.held), default=math.inf) / _RENEWALS

@@ -394,6 +394,19 @@ async def test_the_one_that_renews_ends(loops, renewals):
     await let_go(*zip(*left, strict=True))
 
 
+async def test_one_that_has_locked_nothing_for_long_renews(pools, renewals):
+    """What has been locked before is forgotten, but not who may renew."""
+    keeper = pools[0].lines.keeper
+    renew_now_in(pools[0].lines)
+    await eventually(lambda: keeper._thread is None)
+    lease = await pools[0].enter(ttl=1.5)
+    with pools[0].blocked():
+        renewals.clear()
+        await eventually(lambda: len(renewals) > 5)
+    assert "" == lease._over
+    await pools[0].start(leave(pools[0].lock))
+
+
 async def test_all_are_blocked(loops):
     """Then the leases expire: nobody has shown a sign of life. Each is told in its own loop."""
     told = []
