@@ -3,9 +3,10 @@
 import collections
 import dataclasses
 import enum
+import inspect
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -142,3 +143,27 @@ def has_enum_default(cls: Any, name: str) -> bool:
         and isinstance(field.default, enum.Enum)
         and not (field.validate_default or cls.model_config.get("validate_default"))
     )
+
+
+def method_of(cls: type, name: str) -> Any:
+    """A method as the class has it, without running any of its code; None if it has none."""
+    found = inspect.getattr_static(cls, name, None)
+    found = (
+        getattr(found, "__func__", found)
+        if isinstance(found, classmethod | staticmethod)
+        else found
+    )
+    return found if callable(found) else None
+
+
+def accepts(function: Callable[..., object], names: list[str]) -> str | None:
+    """Why the call `function(**names)` fails; None if it does not."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return "its __init__ has no signature"
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        return str(error)
+    return None

@@ -143,21 +143,25 @@ class Found(NamedTuple):
 def lookup_problem(kind: type, back: str) -> Found | None:
     """What goes wrong when another process looks for a class by its module and name.
 
+    LangGraph looks for `__name__`, not `__qualname__`, in the module.
+
     Args:
         kind: the class.
-        back: what comes back instead of it if it is not found.
+        back: what comes back instead of it if it is not found: "a dict".
     """
     module, name = module_of(kind), name_of(kind)
     if module in ("__main__", "__mp_main__"):
-        return Found("LGS213", {"type": spelled(kind), "where": "__main__", "back": back})
+        return _only_here(kind, module, back)
     home = sys.modules.get(module)
     found = vars(home).get(name) if isinstance(home, ModuleType) else None
     if found is kind:
-        return None if _importable(home) else _only_here(kind, module, back)
+        importable = _importable(home)
+        return None if importable else _only_here(kind, f"{module}, which is no file", back)
     if found is not None:
         return Found("LGS211", {"type": spelled(kind), "module": module, "name": name})
-    if "<locals>" in _qualname_of(kind):
-        return _only_here(kind, "a function", back)
+    function, local, _ = _qualname_of(kind).rpartition(".<locals>")
+    if local or home is None:
+        return _only_here(kind, function or module, back)
     return Found("LGS212", {"type": spelled(kind), "module": module, "name": name, "back": back})
 
 

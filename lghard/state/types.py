@@ -25,7 +25,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import typing_extensions
 from pydantic import SecretBytes, SecretStr
 
-from lghard.state import classes
 from lghard.state import core_schema as models
 from lghard.state.annotations import (
     ALIASES,
@@ -44,6 +43,7 @@ from lghard.state.annotations import (
     type_name,
 )
 from lghard.state.class_kinds import (
+    accepts,
     has_enum_default,
     has_tuple,
     is_dumped_to_dict,
@@ -58,13 +58,15 @@ from lghard.state.class_kinds import (
     is_users,
     is_v1_model,
     members_or_itself,
+    method_of,
     owner,
     scalar_of,
     subclasses,
     tells_apart,
 )
+from lghard.state.doubts import constructor_doubt, validator_doubt
 from lghard.state.found import Found, Place, found_by
-from lghard.state.looking import is_standard
+from lghard.state.looking import is_standard, lookup_problem
 from lghard.state.report import Severity
 from lghard.state.rules import RULES
 from lghard.state.serializers import SAFE, Name, Serialization
@@ -536,7 +538,7 @@ class TypeWalk:
         if place.dumped and dataclasses.is_dataclass(cls):
             return None
         for name in _DUCKS:
-            if classes.method(cls, name) is not None:
+            if method_of(cls, name) is not None:
                 return [found_by("LGS210", type=type_name(cls), attribute=f"{name}()")]
         return None
 
@@ -596,10 +598,10 @@ class TypeWalk:
     def _named(self, cls: type, back: str, place: Place) -> list[Found]:
         """Whether the class is found again, and whether strict mode rebuilds it."""
         name = (str(cls.__module__), cls.__name__)
-        lost = classes.lookup(cls, back)
+        lost = lookup_problem(cls, back)
         heals = place.healed and not place.union
         if lost is not None:
-            said = Found(lost.rule, lost.fields, sites=(Site(cls),))
+            said = Found(lost.rule, tuple(lost.fields.items()), sites=(Site(cls),))
             return [said] if lost.rule == "LGS211" or not heals else []
         self._remember(cls)
         if not self.serialization.blocks(name) or heals:
@@ -621,11 +623,11 @@ class TypeWalk:
     def _remember(self, cls: type) -> None:
         for each in (cls, *subclasses(cls)):
             name = (str(each.__module__), each.__name__)
-            if name not in SAFE and classes.lookup(each, "") is None:
+            if name not in SAFE and lookup_problem(each, "") is None:
                 self.names.setdefault(name, each)
 
     def _enum(self, cls: type[enum.Enum], place: Place) -> list[Found]:
-        ducks = [n for n in _DUCKS if classes.method(cls, n) is not None]
+        ducks = [n for n in _DUCKS if method_of(cls, n) is not None]
         found = [found_by("LGS210", type=type_name(cls), attribute=f"{n}()") for n in ducks[:1]]
         found += self._enum_values(cls)
         if issubclass(cls, _REBUILT):  # the encoder asks for these first
@@ -710,13 +712,13 @@ class TypeWalk:
 
     def _refused(self, cls: type) -> str | None:
         fields = [field.name for field in dataclasses.fields(cls)]
-        return classes.accepts(cls, fields)
+        return accepts(cls, fields)
 
     def _init_vars(self, cls: type, place: Place) -> Iterator[Found]:
         pseudo = cls.__dataclass_fields__.values()  # type: ignore[attr-defined]
         init_vars = [f.name for f in pseudo if f._field_type.name == "_FIELD_INITVAR"]
-        post_init = classes.method(cls, "__post_init__")
-        if init_vars and classes.constructor_doubt(post_init, frozenset(fields_of(cls))) != "no":
+        post_init = method_of(cls, "__post_init__")
+        if init_vars and constructor_doubt(post_init, frozenset(fields_of(cls))) != "no":
             what = f"what it makes of {', '.join(init_vars)}, which is not stored"
             yield found_by("LGS215", type=type_name(cls), what=what)
         derived = [f.name for f in dataclasses.fields(cls) if not f.init]
@@ -735,7 +737,7 @@ class TypeWalk:
 
     def _own_code(self, cls: type) -> Iterator[Found]:
         name = type_name(cls)
-        init = classes.method(cls, "__init__")
+        init = method_of(cls, "__init__")
         code = getattr(getattr(inspect.unwrap(init), "__code__", None), "co_filename", "<")
         if not code.startswith("<") and "pydantic" not in code:
             yield found_by("LGS404", type=name, code="__init__")
@@ -746,16 +748,16 @@ class TypeWalk:
             found = inspect.getattr_static(cls, field.name, None)
             if hasattr(type(found), "__set__") and not inspect.ismemberdescriptor(found):
                 yield found_by("LGS404", type=name, code=f"the descriptor {field.name}")
-        if classes.method(cls, "__eq__") is vars(object)["__eq__"]:
+        if method_of(cls, "__eq__") is vars(object)["__eq__"]:
             yield found_by("LGS404", type=name, code="no __eq__")
         yield from self._post_init(cls, "__post_init__")
 
     def _post_init(self, cls: type, method: str) -> Iterator[Found]:
-        function = classes.method(cls, method)
+        function = method_of(cls, method)
         if function is None:
             return
         names = frozenset(fields_of(cls))
-        doubt = classes.constructor_doubt(function, names)
+        doubt = constructor_doubt(function, names)
         if doubt == "changes":
             yield found_by("LGS215", type=type_name(cls), what=f"a field ({method})")
         elif doubt == "unknown":
@@ -830,14 +832,14 @@ class TypeWalk:
 
     def _overridden(self, cls: Any) -> Iterator[Found]:
         for method in ("model_dump", "model_construct"):
-            function = classes.method(cls, method)
+            function = method_of(cls, method)
             if not models.is_own(function):
                 yield found_by("LGS205", model=type_name(cls), field=f"itself ({method})")
         for method in ("__new__", "__setattr__", "__getattr__", "__getattribute__"):
-            function = classes.method(cls, method)
+            function = method_of(cls, method)
             if is_users(cls, method) and not models.is_own(function):
                 yield found_by("LGS404", type=type_name(cls), code=method)
-        function = classes.method(cls, "model_post_init")
+        function = method_of(cls, "model_post_init")
         wrapped = getattr(function, "__name__", "") == "wrapped_model_post_init"
         if wrapped:
             yield found_by("LGS404", type=type_name(cls), code="model_post_init")
@@ -855,9 +857,9 @@ class TypeWalk:
 
     def _validator(self, name: str, code: models.Code, *, whole: bool) -> Iterator[Found]:
         if whole and code.mode == "after":
-            doubt = classes.constructor_doubt(code.function, frozenset())
+            doubt = constructor_doubt(code.function, frozenset())
         elif code.mode in ("after", "before"):
-            doubt = classes.validator_doubt(code.function)
+            doubt = validator_doubt(code.function)
         else:
             doubt = "unknown"
         if doubt == "changes":

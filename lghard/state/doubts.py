@@ -1,74 +1,12 @@
-"""What a class looks like from another process: its name, and the code that runs on every read."""
+"""Does code of a class's own change what it is given? Told from its source, which is not run."""
 
 import ast
-import dataclasses
 import inspect
-import sys
 import textwrap
-from collections.abc import Callable
 from typing import Any, Literal
 
 Doubt = Literal["no", "unknown", "changes"]
-"""Whether code that runs on every read changes what it is given."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Lost:
-    """Why a class is not found again: the rule, and what its message wants to be told."""
-
-    rule: str
-    fields: tuple[tuple[str, str], ...]
-
-
-def lookup(cls: type, back: str) -> Lost | None:
-    """What LangGraph finds where it looks for the class in another process; None: the class.
-
-    It looks for `__name__`, not `__qualname__`, in the module.
-
-    Args:
-        cls: the class.
-        back: what comes back in its place: "a dict".
-    """
-    module, name = str(cls.__module__), cls.__name__
-    place = sys.modules.get(module)
-    there = vars(place).get(name) if place is not None else None
-    if module in ("__main__", "__mp_main__"):
-        return _only_here(cls, module, back)
-    if there is cls:
-        ours = getattr(place, "__spec__", None) is None and not hasattr(place, "__file__")
-        return _only_here(cls, f"{module}, which cannot be imported", back) if ours else None
-    if there is not None:
-        return _lost("LGS211", type=_full(cls), module=module, name=name)
-    if "<locals>" in cls.__qualname__ or place is None:
-        where = cls.__qualname__.rpartition(".<locals>")[0] or module
-        return _only_here(cls, where, back)
-    return _lost("LGS212", type=_full(cls), module=module, name=name, back=back)
-
-
-def _only_here(cls: type, where: str, back: str) -> Lost:
-    return _lost("LGS213", type=_full(cls), where=where, back=back)
-
-
-def _lost(rule: str, **fields: str) -> Lost:
-    return Lost(rule, tuple(fields.items()))
-
-
-def _full(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def method(cls: type, name: str) -> Any:
-    """A method as the class has it, without running any of its code; None if it has none."""
-    found = inspect.getattr_static(cls, name, None)
-    found = (
-        getattr(found, "__func__", found)
-        if isinstance(found, classmethod | staticmethod)
-        else found
-    )
-    return found if callable(found) else None
-
-
-# --- Does code that runs on every read change what it is given? ---
+"""Whether code that runs when a value is stored, or read, changes it."""
 
 _Tree = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _REPEATABLE = frozenset(
@@ -247,16 +185,3 @@ def _root(node: ast.AST) -> str | None:
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return node.id if isinstance(node, ast.Name) else None
-
-
-def accepts(function: Callable[..., object], names: list[str]) -> str | None:
-    """Why the call `function(**names)` fails; None if it does not."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return "its __init__ has no signature"
-    try:
-        signature.bind(**dict.fromkeys(names))
-    except TypeError as error:
-        return str(error)
-    return None
