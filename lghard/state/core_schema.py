@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lghard.state.doubts import Doubt, serializer_doubt
+
 Core = Mapping[str, Any]
 
 _OWN = ("pydantic.", "pydantic_core.", "langchain_core.", "operator.")
@@ -33,10 +35,12 @@ class Code:
     Attributes:
         function: the function.
         mode: "before", "after", "wrap" or "plain".
+        doubt: of a serializer, whether what it writes is surely something else.
     """
 
     function: Any
     mode: str
+    doubt: Doubt = "unknown"
 
     @property
     def name(self) -> str:
@@ -274,7 +278,15 @@ def _serializers(core: Core) -> list[Code]:
     function = how.get("function")
     if function is None or is_own(function):
         return []
-    return [Code(function, str(how["type"]).removeprefix("function-"))]
+    return [Code(function, str(how["type"]).removeprefix("function-"), doubt_of(how))]
+
+
+def doubt_of(how: Core) -> Doubt:
+    """Of the serialization in a core schema: a serializer of a field is a method, most often."""
+    if how.get("function") is None:
+        return "unknown"
+    takes = int(bool(how.get("is_field_serializer")))
+    return serializer_doubt(how["function"], takes=takes, handler=how["type"] == "function-wrap")
 
 
 def is_own(function: object) -> bool:

@@ -3,10 +3,11 @@
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-Doubt = Literal["no", "unknown", "changes"]
-"""Whether code that runs when a value is stored, or read, changes it."""
+Doubt = Literal["no", "unknown", "changes", "forgets"]
+"""Whether code that runs when a value is stored, or read, changes it: some values, or all."""
 
 _Tree = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _REPEATABLE = frozenset(
@@ -42,6 +43,139 @@ def validator_doubt(function: Any) -> Doubt:
     if any(_touches(node, value) for node in calls):
         doubts.add("unknown")
     return "changes" if "changes" in doubts else "unknown" if "unknown" in doubts else "no"
+
+
+def serializer_doubt(function: Any, *, takes: int, handler: bool) -> Doubt:
+    """Whether what a pydantic serializer returns is surely something else, once it is read again.
+
+    Most are made to be undone by the validation of the field: a datetime as text, say. What no
+    validation can undo is a constant, which forgets any value; a part of it, or what arithmetic
+    makes of it, changes some.
+
+    Args:
+        function: the serializer.
+        takes: at which of its parameters the value comes.
+        handler: whether the next one is pydantic's own serializer, which changes nothing.
+    """
+    tree = _source_of(function)
+    names = [each.arg for each in (*tree.args.posonlyargs, *tree.args.args)] if tree else []
+    if tree is None or len(names) <= takes + handler:
+        return "unknown"
+    value, own = names[takes], names[takes + 1] if handler else None
+    body = _body(tree)
+    if any(_assigns(node, value) for node in body):
+        return "unknown"
+    returned = [node.value for node in body if isinstance(node, ast.Return)]
+    returned += [tree.body] if isinstance(tree, ast.Lambda) else []
+    doubts = {_of_serialized(each, value, own) for each in returned} or {"forgets"}
+    return doubts.pop() if len(doubts) == 1 else "unknown"
+
+
+def _of_serialized(  # noqa: PLR0911 - a case for each kind of expression
+    value: ast.expr | None, given: str, handler: str | None
+) -> Doubt:
+    match value:
+        case ast.Name(id=name) if name == given:
+            return "no"
+        case ast.Call(func=ast.Name(id=name), args=[ast.Name(id=first)]) if (
+            first == given and name == handler
+        ):
+            return "no"
+        case None | ast.Constant():
+            return "forgets"
+        case ast.Call(func=ast.Name(id="round"), args=[ast.Name(id=first), *_]) if first == given:
+            return "changes"
+        case ast.Dict(values=values) if any(isinstance(v, ast.Constant) for v in values):
+            return "changes"
+        case ast.Subscript(value=ast.Name(id=name)) if name == given:
+            return "changes"
+        case ast.BinOp(left=ast.Name(id=name)) | ast.BinOp(right=ast.Name(id=name)):
+            return "changes" if name == given else "unknown"
+        case _:
+            return "unknown"
+
+
+def unwritten(function: Any, fields: Iterable[str]) -> frozenset[str]:
+    """The fields that a serializer of a whole model surely leaves out of what it returns."""
+    tree = _source_of(function)
+    keys = _written_keys(tree) if tree is not None else None
+    return frozenset() if keys is None else frozenset(fields) - keys
+
+
+def _written_keys(tree: _Tree) -> frozenset[str] | None:
+    """The keys of the dict that a function returns; None unless all are there to be read."""
+    returned = [node.value for node in _body(tree) if isinstance(node, ast.Return)]
+    match returned:
+        case [ast.Dict(keys=keys)] if all(isinstance(key, ast.Constant) for key in keys):
+            return frozenset(str(key.value) for key in keys if isinstance(key, ast.Constant))
+        case _:
+            return None
+
+
+def rebuild_doubt(cls: type, function: Any, held: Mapping[str, Any] | None = None) -> Doubt:
+    """Whether `cls(**what the method returns)` can be the object that the method was called on.
+
+    It can if the method names all that the constructor is given, or hands out what the object
+    holds.
+
+    Args:
+        cls: a class that LangGraph takes for one of pydantic's, or for a namedtuple.
+        function: its `model_dump`, `dict`, `_asdict` or `get_secret_value`.
+        held: what the object holds, if there is one; what is as the constructor's default makes it
+            needs no mention.
+    """
+    tree, parameters = _source_of(function), _parameters_of(cls)
+    if parameters is None:
+        return "unknown"
+    needed = {name for name, p in parameters.items() if p.default is p.empty}
+    if tree is None:
+        return "forgets" if needed else "unknown"
+    written = _written_keys(tree) or frozenset()
+    if written - parameters.keys() and getattr(function, "__name__", "") != "get_secret_value":
+        return "forgets"  # the constructor refuses what it is given
+    told = {part for node in _body(tree) for part in _names_in(node)}
+    if told & _ALL_OF_IT:
+        return "unknown"
+    if not needed <= told:
+        return "forgets"
+    left = parameters.keys() - told
+    return "changes" if any(_matters(parameters[name], held) for name in left) else "unknown"
+
+
+def _matters(parameter: inspect.Parameter, held: Mapping[str, Any] | None) -> bool:
+    """Whether an object without this argument is another one: of some it is, if there is none."""
+    if held is None:
+        return True
+    default = parameter.default
+    value = held.get(parameter.name, default)
+    plain = type(value) in (str, int, float, bool, bytes, type(None))
+    return type(value) is not type(default) or (plain and value != default)
+
+
+_ALL_OF_IT = frozenset({"__dict__", "vars", "asdict", "__slots__", "fields", "_fields"})
+
+
+def _parameters_of(cls: type) -> dict[str, inspect.Parameter] | None:
+    """What a class is called with, by name; None if nothing tells, or anything goes."""
+    init = inspect.getattr_static(cls, "__init__")
+    if init is object.__init__:
+        return {}
+    try:
+        _, *parameters = inspect.signature(init).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return {p.name: p for p in parameters} if all(p.kind in named for p in parameters) else None
+
+
+def _names_in(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+            return [name]
+        case ast.Constant(value=str(name)):
+            return [name]
+        case _:
+            return []
 
 
 def _parameters(tree: _Tree) -> list[str]:

@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, EnumMeta
@@ -33,6 +33,7 @@ from zoneinfo import ZoneInfo
 import ormsgpack
 
 from lghard.state.compare import attributes, differences
+from lghard.state.doubts import rebuild_doubt
 from lghard.state.inline import inline_surrogate
 from lghard.state.looking import (
     class_dict,
@@ -49,8 +50,10 @@ from lghard.state.looking import (
     own_code,
     spelled,
 )
-from lghard.state.models import plan_of, stored_fields
+from lghard.state.models import is_dataclass, is_simple, name_problem, plan_of, stored_fields
 from lghard.state.paths import ROOT, Path
+from lghard.state.report import Severity
+from lghard.state.rules import RULES
 
 Note = tuple[str, Path, Mapping[str, object]]
 
@@ -79,7 +82,7 @@ class Verdict(NamedTuple):
         findings: rule, path and fields.
         inner: what it holds.
         boxed: whether it is encoded on its own, so that depth starts again.
-        model: whether it is a pydantic model, which takes a closer look.
+        model: whether it is a pydantic model or dataclass, which takes a closer look.
         stored_as: module and name that it is stored under, if it is.
     """
 
@@ -377,12 +380,16 @@ def class_dict_of_bases(kind: type) -> set[str]:
     return {name for base in mro_of(kind) for name in class_dict(base)}
 
 
-def _ducked(path: Path, value: Any, place: Place) -> Verdict:  # noqa: ARG001
+def _ducked(path: Path, value: Any, place: Place) -> Verdict:
     kind = type(value)
+    if place.dumped and type(in_class(kind, "__dataclass_fields__")) is dict:
+        return _dataclass(path, value, place)  # pydantic has made a dict of it
     if inherits(kind, "pydantic.v1", "BaseModel"):
         return _coded(path, kind, "pydantic v1")
-    attribute = f"{_duck(kind, value)}()"
-    return _noted("LGS210", path, type=spelled(kind), attribute=attribute)
+    name = _duck(kind, value) or ""
+    if rebuild_doubt(kind, in_class(kind, name), attributes(value)) == "unknown":
+        return _coded(path, kind, name)
+    return _noted("LGS210", path, type=spelled(kind), attribute=f"{name}()")
 
 
 def _coded(path: Path, kind: type, code: str) -> Verdict:
@@ -435,23 +442,64 @@ def _enum(path: Path, value: Any, place: Place) -> Verdict:
     overridden = in_class(kind, "value") is not class_dict(Enum).get("value")
     if overridden or not issubclass(EnumMeta, type(kind)) or own_code(kind, "__getattr__"):
         notes.append(("LGS404", path, {"type": spelled(kind), "code": "value"}))
-    if (type(member) is float and isnan(member)) or not _scalar(path, member):
-        own = own_code(kind, "_missing_")
-        found = {"type": spelled(kind), **({"code": own} if own else {})}
-        notes.append(("LGS404" if own else "LGS222", path, found))
-    if type(member) is tuple:
-        return Verdict(tuple(notes), boxed=True, stored_as=_stored(kind))
-    inner = ((path.attribute("value"), member, place.inside(kind)),)
-    return Verdict(tuple(notes), inner, boxed=True, stored_as=_stored(kind))
+    inner_notes = [*_all_notes(path.attribute("value"), member)]
+    trouble = _not_found(path, kind, member, inner_notes)
+    inner = () if inner_notes else ((path.attribute("value"), member, place.inside(kind)),)
+    return Verdict((*notes, *trouble), inner, boxed=True, stored_as=_stored(kind))
 
 
-def _scalar(path: Path, member: object) -> bool:
-    plain = (str, int, float, bool, bytes, type(None), UUID, Decimal, date, timedelta)
-    if type(member) is frozenset or type(member) is list:
-        return all(_scalar(path, inner) for inner in member)
-    return type(member) in plain and not (
-        type(member) is str and judge(path, member, Place()).findings
-    )
+# More than so much in the value of a member is not looked at.
+_MANY = 10_000
+
+
+def member_notes(path: Path, kind: type, member: object) -> tuple[Note, ...]:
+    """What is wrong with the value of an Enum member, which is looked for among all of the class.
+
+    Args:
+        path: where the member is.
+        kind: its class.
+        member: its value.
+    """
+    return _not_found(path, kind, member, [*_all_notes(path.attribute("value"), member)])
+
+
+def _not_found(path: Path, kind: type, member: object, notes: list[Note]) -> tuple[Note, ...]:
+    raising = [note for note in notes if RULES[note[0]].severity is Severity.ERROR]
+    if raising:
+        return tuple(raising)
+    if not notes or _still_equal(member, notes):
+        return ()
+    own = own_code(kind, "_missing_")
+    if own or {"LGS404"} == {rule for rule, _, _ in notes}:
+        return (("LGS404", path, {"type": spelled(kind), "code": own or "its value"}),)
+    return (("LGS222", path, {"type": spelled(kind)}),)
+
+
+def _all_notes(path: Path, value: object) -> Iterator[Note]:
+    """All about a value and what is in it; that it is not equal to itself, too."""
+    steps: list[tuple[Path, Any, Place]] = [(path, value, Place("a member"))]
+    for _ in range(_MANY):
+        if not steps:
+            return
+        here, held, place = steps.pop()
+        verdict = judge(here, held, place)
+        yield from verdict.findings
+        if type(held) is float and isnan(held):
+            yield "LGS227", here, {"was": "nan", "became": "another nan"}
+        kind = type(held)
+        if verdict.model and (not is_simple(held, plan_of(kind)) or name_problem(kind)):
+            yield "LGS404", here, {"type": spelled(kind), "code": "its validation"}
+        steps.extend(verdict.inner)
+    yield "LGS404", path, {"type": spelled(type(value)), "code": "its size"}
+
+
+def _still_equal(member: Any, notes: list[Note]) -> bool:
+    """Whether what comes back of a value, of another type, is equal and has the same hash."""
+    rules, kind = {rule for rule, _, _ in notes}, type(member)
+    if rules == {"LGS305"} and kind is datetime and type(member.tzinfo) is ZoneInfo:
+        return bool(member == member.replace(tzinfo=timezone(member.utcoffset() or timedelta())))
+    plain = str in mro_of(kind) or int in mro_of(kind)
+    return rules == {"LGS303"} and plain and own_code(kind, "__eq__", "__hash__") is None
 
 
 def _send(path: Path, value: Any, place: Place) -> Verdict:
@@ -481,6 +529,8 @@ def _send_like(path: Path, value: Any, place: Place) -> Verdict:
 def _dataclass(path: Path, value: Any, place: Place) -> Verdict:
     kind = type(value)
     fields = in_class(kind, "__dataclass_fields__")
+    if is_dataclass(kind) and not place.dumped:
+        return Verdict(model=True, stored_as=_stored(kind))
     held = attributes(value)
     notes = [*_named(path, kind, "a dict")]
     if not place.dumped:
@@ -530,7 +580,7 @@ def _constructor(path: Path, kind: type, fields: dict[str, Any]) -> list[Note]: 
     if needed:
         return [("LGS214", path, {"type": name, "why": f"{needed[0]} is an InitVar"})]
     init: Any = in_class(kind, "__init__")
-    if "__pydantic_validator__" in class_dict_of_bases(kind):
+    if "__pydantic_validator__" in class_dict_of_bases(kind):  # a base is pydantic's, it is not
         return [("LGS404", path, {"type": name, "code": "pydantic's validation"})]
     if not is_generated(init):
         return [_own_init(path, name, init, bare)]
@@ -755,4 +805,4 @@ def _rule_of(kind: type) -> str:  # noqa: PLR0911
     return "LGS101" if inherits(kind, "langchain_core", "Runnable") else "LGS109"
 
 
-__all__ = ["FINE", "Place", "Verdict", "judge", "tzinfo"]
+__all__ = ["FINE", "Place", "Verdict", "judge", "member_notes", "tzinfo"]

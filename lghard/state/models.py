@@ -13,6 +13,8 @@ from typing import Any
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from lghard.state.compare import attributes
+from lghard.state.core_schema import doubt_of
+from lghard.state.doubts import unwritten
 from lghard.state.looking import (
     Found,
     class_dict,
@@ -64,10 +66,12 @@ class ModelPlan:
     Attributes:
         code: which of its code is the user's, and runs when it is stored or read; None if none.
         excluded: fields that are not stored.
-        encoded: fields that have a serializer of their own.
+        encoded: fields that have a serializer of their own; true if it surely loses the value.
         aliased: fields that are not read by their name; true if they have a default.
         root: whether it is a RootModel.
         encodes_itself: whether a serializer of the whole model decides what is stored.
+        loses_itself: whether it surely writes no model.
+        unwritten: fields that it leaves out.
         computed: computed fields that come back as extra ones.
         simple: the types that a field may have so that it surely comes back; None if that takes a
             closer look.
@@ -75,11 +79,13 @@ class ModelPlan:
 
     code: str | None = None
     excluded: frozenset[str] = frozenset()
-    encoded: frozenset[str] = frozenset()
+    encoded: dict[str, bool] = field(default_factory=dict)
     aliased: dict[str, bool] = field(default_factory=dict)
     simple: dict[str, frozenset[type]] | None = None
     root: bool = False
     encodes_itself: bool = False
+    loses_itself: bool = False
+    unwritten: frozenset[str] = frozenset()
     computed: tuple[str, ...] = ()
 
 
@@ -101,24 +107,41 @@ def _plan(kind: type) -> ModelPlan:
     code = _own_part(kind) or _own_function(schema)
     fields, config, root = _fields(schema)
     aliased = _aliased(fields, config)
+    if is_dataclass(kind):  # whose fields LangGraph stores itself, by their names
+        simple = None if code or aliased else _simple(fields, config)
+        return ModelPlan(code=code, aliased=aliased, simple=simple)
     return ModelPlan(
         code=code,
         excluded=frozenset(n for n, f in fields.items() if f.get("serialization_exclude")),
-        encoded=frozenset(n for n, f in fields.items() if _has_own_serializer(_outer(f))),
+        encoded={n: _loses(_outer(f)) for n, f in fields.items() if _own_serializer(_outer(f))},
         aliased=aliased,
         simple=None if code or aliased or root else _simple(fields, config),
         computed=_kept_computed(schema),
         root=root,
-        encodes_itself=_has_own_serializer(_model_node(schema)),
+        encodes_itself=_own_serializer(_model_node(schema)) is not None,
+        loses_itself=_loses(_model_node(schema)),
+        unwritten=unwritten((_own_serializer(_model_node(schema)) or {}).get("function"), fields),
     )
 
 
-def _has_own_serializer(schema: dict[str, Any]) -> bool:
+def is_dataclass(kind: type) -> bool:
+    """Whether it is a dataclass that pydantic validates, which makes of a list a tuple again."""
+    held = class_dict(kind)
+    return "__pydantic_core_schema__" in held and "__dataclass_fields__" in held
+
+
+def _own_serializer(schema: dict[str, Any]) -> dict[str, Any] | None:
     """One of the user's, for dumps to Python: those to JSON do not matter."""
-    found = schema.get("serialization") or {}
+    found: dict[str, Any] = schema.get("serialization") or {}
     function = found.get("function")
     json_only = str(found.get("when_used", "always")).startswith("json")
-    return function is not None and not json_only and not _is_known(function)
+    return None if function is None or json_only or _is_known(function) else found
+
+
+def _loses(schema: dict[str, Any]) -> bool:
+    """Whether a field's own serializer writes what no value of the field can be read from."""
+    doubt = doubt_of(_own_serializer(schema) or {})
+    return doubt == "forgets" or (schema.get("type") == "is-instance" and doubt != "no")
 
 
 def _model_node(schema: dict[str, Any]) -> dict[str, Any]:
@@ -233,10 +256,12 @@ def _fields(schema: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str
         if node.get("type") == "definitions":
             node = _definition(node)
             continue
-        if node.get("type") == "model":
+        if node.get("type") in ("model", "dataclass"):
             config, root = node.get("config", {}), bool(node.get("root_model"))
         if node.get("type") == "model-fields":
             return node["fields"], config, root
+        if node.get("type") == "dataclass-args":
+            return {found["name"]: found for found in node["fields"]}, config, root
         node = node.get("schema")
     return {}, config, root
 
@@ -294,9 +319,9 @@ def _simple(
     for name, found in fields.items():
         # What is stored or read under another name may be taken for another field.
         named = _ALIASES & found.keys()
-        kinds = (
-            None if named or found.get("serialization_exclude") else _simple_types(_outer(found))
-        )
+        unusual = named or found.get("serialization_exclude") or found.get("init_only")
+        given = found.get("init", True) is True
+        kinds = _simple_types(_outer(found)) if given and not unusual else None
         if kinds is None:
             return None
         simple[name] = kinds
@@ -337,36 +362,49 @@ def is_simple(model: Any, plan: ModelPlan) -> bool:
     return all(type(held[name]) in kinds for name, kinds in plan.simple.items())
 
 
+def private_of(model: Any) -> dict[str, Any]:
+    """Its private attributes; a dataclass has none."""
+    if is_dataclass(type(model)):
+        return {}
+    return object.__getattribute__(model, "__pydantic_private__") or {}
+
+
 def stored_fields(model: Any, plan: ModelPlan) -> Iterator[tuple[str, Any]]:
     """What a model's dump holds: fields and extras, without what is excluded or private."""
-    private = object.__getattribute__(model, "__pydantic_private__") or {}
+    private = private_of(model)
     for name, value in attributes(model).items():
-        if name in private or name in plan.excluded | plan.encoded:
+        if name in private or name in plan.excluded or name in plan.encoded:
             continue
         if not is_remembered(type(model), name):
             yield name, value
 
 
 def revive(model: Any) -> tuple[Any, str | None]:
-    """What LangGraph makes of a model, of whose class no code is the user's.
+    """What LangGraph makes of a model or pydantic dataclass, of whose class no code is the user's.
 
     Returns:
-        The model that comes back, and why its own class refused the values, if it did.
+        What comes back, and why its own class refused the values, if it did.
     """
     kind: Any = type(model)
-    dumped = kind.__pydantic_serializer__.to_python(model, warnings=False)
+    serializer = JsonPlusSerializer(allowed_msgpack_modules=True)
+    if is_dataclass(kind):
+        fields = [name for name in kind.__dataclass_fields__ if name in attributes(model)]
+        dumped: Any = {name: attributes(model)[name] for name in fields}
+    else:
+        dumped = kind.__pydantic_serializer__.to_python(model, warnings=False)
     if type(dumped) is not dict:
         return dumped, None
-    serializer = JsonPlusSerializer(allowed_msgpack_modules=True)
     values = serializer.loads_typed(serializer.dumps_typed(dumped))
     try:
         return kind(**values), None
     except Exception as refused:  # as LangGraph does
-        return kind.model_construct(**values), type(refused).__name__
+        unvalidated = values if is_dataclass(kind) else kind.model_construct(**values)
+        return unvalidated, type(refused).__name__
 
 
 __all__ = [
     "ModelPlan",
+    "is_dataclass",
     "is_simple",
     "mro_of",
     "name_problem",

@@ -427,7 +427,7 @@ _TABLE = (
         "both",
         "Enum member that is not its value",
         "{type} is rebuilt from its value, which comes back as another one",
-        "give its members str or int values",
+        "give its members values that come back equal, such as str or int",
     ),
     Rule(
         "LGS223",

@@ -64,9 +64,11 @@ from lghard.state.class_kinds import (
     subclasses,
     tells_apart,
 )
-from lghard.state.doubts import constructor_doubt, validator_doubt
+from lghard.state.doubts import constructor_doubt, rebuild_doubt, unwritten, validator_doubt
 from lghard.state.found import Found, Place, found_by
+from lghard.state.judging import member_notes
 from lghard.state.looking import is_standard, lookup_problem
+from lghard.state.paths import ROOT
 from lghard.state.report import Severity
 from lghard.state.rules import RULES
 from lghard.state.serializers import SAFE, Name, Serialization
@@ -538,9 +540,17 @@ class TypeWalk:
         if place.dumped and dataclasses.is_dataclass(cls):
             return None
         for name in _DUCKS:
-            if method_of(cls, name) is not None:
-                return [found_by("LGS210", type=type_name(cls), attribute=f"{name}()")]
+            if (method := method_of(cls, name)) is not None:
+                return self._encoded_by(cls, name, method)
         return None
+
+    def _encoded_by(self, cls: type, name: str, method: Any) -> list[Found]:
+        if rebuild_doubt(cls, method) != "unknown":
+            return [found_by("LGS210", type=type_name(cls), attribute=f"{name}()")]
+        return [
+            found_by("LGS404", type=type_name(cls), code=name),
+            *self._named(cls, "a dict", Place()),
+        ]
 
     def _hooked(  # noqa: PLR0911 - a case for each kind
         self, cls: type, annotation: Any, place: Place
@@ -641,17 +651,18 @@ class TypeWalk:
         return found + self._named(cls, "its value", place)
 
     def _enum_values(self, cls: type[enum.Enum]) -> list[Found]:
-        kinds = {type(member._value_) for member in cls.__members__.values()}
         if any("value" in vars(base) for base in cls.__mro__ if base.__module__ != "enum"):
             return [found_by("LGS404", type=type_name(cls), code="value")]
-        if not kinds:
+        if not cls.__members__:
             return [found_by("LGS316", annotation=f"{type_name(cls)}, which has no members,")]
-        if any(issubclass(kind, tuple) for kind in kinds):
-            return [found_by("LGS222", type=type_name(cls))]
-        if kinds - _SAFE_CLASSES - {frozenset, set}:
-            return [found_by("LGS404", type=type_name(cls), code="values that are objects")]
-        nan = any(m._value_ != m._value_ for m in cls.__members__.values())
-        return [found_by("LGS222", type=type_name(cls))] if nan else []
+        notes = [
+            note for m in cls.__members__.values() for note in member_notes(ROOT, cls, m._value_)
+        ]
+        found = [
+            found_by(rule, **fields).under("" if path is ROOT else ".value")
+            for rule, path, fields in notes
+        ]
+        return list({(each.rule, each.steps): each for each in found}.values())
 
     def _namedtuple(self, cls: type, annotation: Any, place: Place) -> list[Found]:
         named = [] if place.dumped else self._named(cls, "a dict", place)
@@ -686,14 +697,21 @@ class TypeWalk:
             found += self._kin(cls, place)
         inner = _raw(place, cls) if view is None else replace(_raw(place, cls), healed=True)
         inner = replace(inner, dumped=True, healed=True) if place.dumped else inner
-        return found + self._dataclass_fields(cls, annotation, inner)
+        strict = {name for name, field in view.fields.items() if field.strict} if view else set()
+        return found + self._dataclass_fields(cls, annotation, inner, strict)
 
-    def _dataclass_fields(self, cls: type, annotation: Any, inner: Place) -> list[Found]:
+    def _dataclass_fields(
+        self, cls: type, annotation: Any, inner: Place, strict: set[str]
+    ) -> list[Found]:
         found: list[Found] = []
         hints, given = fields_of(cls), arguments_of(annotation)
         for field in dataclasses.fields(cls):
             hint = fill(hints.get(field.name, field.type), given)
-            below = self._field(hint, cls, inner)
+            if field.name in strict:
+                below = list(self._field(hint, cls, replace(inner, healed=False)))
+                below = self._strictly(below, cls, field.name)
+            else:
+                below = list(self._field(hint, cls, inner))
             found += [f.under(f".{field.name}", Site(cls, field.name)) for f in below]
         return found
 
@@ -818,8 +836,11 @@ class TypeWalk:
             yield found_by("LGS404", type=name, code="__init__")
         if models.is_model(cls):
             yield from self._overridden(cls)
-        for code in view.serializers:
-            yield found_by("LGS205", model=name, field=f"itself ({code.name})")
+        for code in view.serializers if models.is_model(cls) else ():
+            lost = unwritten(code.function, view.fields)
+            yield from self._serializer(
+                name, "itself", replace(code, doubt="changes") if lost else code
+            )
         for code in view.validators:
             yield from self._validator(name, code, whole=True)
         extra = view.config.get("extra")
@@ -834,7 +855,7 @@ class TypeWalk:
         for method in ("model_dump", "model_construct"):
             function = method_of(cls, method)
             if not models.is_own(function):
-                yield found_by("LGS205", model=type_name(cls), field=f"itself ({method})")
+                yield found_by("LGS404", type=type_name(cls), code=method)
         for method in ("__new__", "__setattr__", "__getattr__", "__getattribute__"):
             function = method_of(cls, method)
             if is_users(cls, method) and not models.is_own(function):
@@ -854,6 +875,12 @@ class TypeWalk:
                 (("model", type_name(cls)), ("attribute", attribute)),
                 sites=(Site(owner(cls, attribute), attribute),),
             )
+
+    def _serializer(self, model: str, field: str, code: models.Code) -> Iterator[Found]:
+        if code.doubt in ("changes", "forgets"):
+            yield found_by("LGS205", model=model, field=f"{field} ({code.name})")
+        elif code.doubt == "unknown":
+            yield found_by("LGS404", type=model, code=code.name)
 
     def _validator(self, name: str, code: models.Code, *, whole: bool) -> Iterator[Found]:
         if whole and code.mode == "after":
@@ -883,9 +910,11 @@ class TypeWalk:
         elif name != "root" and (field.written not in field.read or _taken(name, view)):
             rule = "LGS202" if field.required else "LGS201"
             yield found_by(rule, model=model, field=name)
-        for code in field.serializers:
-            if place.dumped:
-                yield found_by("LGS205", model=model, field=f"{name} ({code.name})")
+        for code in field.serializers if place.dumped else ():
+            instance = field.instances and not field.validators and code.doubt != "no"
+            yield from self._serializer(
+                model, name, replace(code, doubt="forgets") if instance else code
+            )
         for code in field.validators:
             yield from self._validator(f"{model}.{name}", code, whole=False)
         if (why := _refuses(field)) is not None:
@@ -900,6 +929,8 @@ class TypeWalk:
             for item in reversed(field.metadata):
                 if is_named(item, "SkipValidation"):
                     hint = typing.Annotated[hint, item]
+            if name in view.fields and any(c.doubt != "no" for c in view.fields[name].serializers):
+                continue  # what is stored is what they write
             strict = name in view.fields and view.fields[name].strict
             below = list(self._field(hint, cls, replace(place, union=False, healed=not strict)))
             below = self._strictly(below, cls, name) if strict else below

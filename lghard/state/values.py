@@ -13,8 +13,16 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from lghard.state.compare import MISSING, Difference, attributes, differences
 from lghard.state.inline import inline_findings, inline_surrogate
 from lghard.state.judging import Place, Verdict, judge
-from lghard.state.looking import inherits, mro_of, name_of, spelled
-from lghard.state.models import is_simple, name_problem, plan_of, revive, stored_fields
+from lghard.state.looking import in_class, inherits, mro_of, name_of, spelled
+from lghard.state.models import (
+    is_dataclass,
+    is_simple,
+    name_problem,
+    plan_of,
+    private_of,
+    revive,
+    stored_fields,
+)
 from lghard.state.paths import ROOT, Path
 from lghard.state.quick import surely_clean
 from lghard.state.remarks import must_not_be_packed, remarks, size_finding, weight
@@ -316,7 +324,8 @@ class Walk:
         plan = plan_of(type(model))
         inner = Walk(self.settings)
         inner._inside = {**self._inside, id(model): step.path}
-        place = Place(step.place.outer or name_of(type(model)), dumped=True)
+        dumped = not is_dataclass(type(model))
+        place = Place(step.place.outer or name_of(type(model)), dumped=dumped)
         if not plan.encodes_itself:
             for name, value in stored_fields(model, plan):
                 inner.look(Step(step.path.attribute(name), value, place, 2, step.objects + 1))
@@ -335,16 +344,18 @@ class Walk:
         """What is certain about a model with code of its own, which does not run here."""
         plan = plan_of(type(model))
         name = spelled(type(model))
-        for field, default in plan.aliased.items():
-            rule = "LGS201" if default else "LGS202"
-            self.add(rule, step.path.attribute(field), model=name, field=field)
-        for field in sorted(plan.excluded):
-            self.add("LGS204", step.path.attribute(field), model=name, field=field)
-        for field in sorted(plan.encoded):
-            self.add("LGS205", step.path.attribute(field), model=name, field=field)
-        for field in plan.computed:
-            self.add("LGS205", step.path.attribute(field), model=name, field=field)
-        if plan.encodes_itself:
+        lost = {
+            **{field: "LGS201" if default else "LGS202" for field, default in plan.aliased.items()},
+            **dict.fromkeys(sorted(plan.excluded), "LGS204"),
+            **{field: "LGS205" for field, loses in plan.encoded.items() if loses},
+            **dict.fromkeys(plan.computed, "LGS205"),
+            **dict.fromkeys(sorted(plan.unwritten), "LGS205"),
+        }
+        for field, rule in lost.items():
+            rewritten = rule == "LGS205" and field not in plan.unwritten
+            if rewritten or not _holds_default(model, field):
+                self.add(rule, step.path.attribute(field), model=name, field=field)
+        if plan.loses_itself:
             self.add("LGS205", step.path, model=name, field="itself")
         for attribute in lost_attributes(model):
             path = step.path.attribute(attribute)
@@ -373,11 +384,15 @@ class Walk:
 
 def lost_attributes(model: Any) -> Iterator[str]:
     """Private attributes of a model that hold something else than their default."""
-    private = object.__getattribute__(model, "__pydantic_private__") or {}
     declared = getattr(type(model), "__private_attributes__", {})
-    for name, value in private.items():
+    for name, value in private_of(model).items():
         if not _is_default(value, declared.get(name)):
             yield name
+
+
+def _holds_default(model: Any, field: str) -> bool:
+    declared = in_class(type(model), "__pydantic_fields__") or {}
+    return _is_default(attributes(model).get(field, MISSING), declared.get(field))
 
 
 def _is_default(value: object, declared: Any) -> bool:

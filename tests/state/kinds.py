@@ -43,6 +43,8 @@ from pydantic import (
     SecretStr,
 )
 
+from tests.state import coded
+
 T = TypeVar("T")
 N = TypeVar("N", bound="Leaf")
 UserId = NewType("UserId", str)
@@ -1018,6 +1020,43 @@ case("tuple enum", Point, lambda: [Point.ORIGIN], "LGS222")
 case("nan enum", Nowhere, lambda: [Nowhere.NAN], "LGS222")
 case("nested enum", Outer.Inner, lambda: [Outer.Inner.A], "LGS212")
 case("any enum", enum.Enum, lambda: [Color.RED], "LGS316")
+
+# --- code of its own, or of pydantic's
+case("iso serializer", list[coded.Iso], lambda: [[coded.Iso(when=NOW)]], "LGS404")
+case("identity serializer", coded.Same, lambda: [coded.Same(number=1)])
+case("str serializer", coded.AsText, lambda: [coded.AsText(number=1)], "LGS404")
+case("mask", coded.Masked, lambda: [coded.Masked(key="secret")], "LGS205")
+case("wrap serializer that changes nothing", coded.Wrapped, lambda: [coded.Wrapped(key="x")])
+case("slice", coded.Short, lambda: [coded.Short(key="abcdef")], "LGS205")
+case("lambda", coded.ByLambda, lambda: [coded.ByLambda(price=1)], "LGS404")
+case("upper", coded.Upper, lambda: [coded.Upper(text="A")], "LGS404")
+case("model serializer of all", coded.AllOfIt, lambda: [coded.AllOfIt(a=1)], "LGS404")
+case("model serializer of half", coded.HalfOfIt, lambda: [coded.HalfOfIt(a=1, b=2)], "LGS205")
+case("model serializer that wraps", coded.WrappedWhole, lambda: [coded.WrappedWhole(a=1)])
+case("model serializer to text", coded.AsOneText, lambda: [coded.AsOneText(a=1)], "LGS205")
+case("own model_dump", coded.OwnDump, lambda: [coded.OwnDump(a=1)], "LGS404")
+case("serializer of any object", list[coded.WithThing],
+     lambda: [[coded.WithThing(thing=coded.Thing(1))]], "LGS205")  # fmt: skip
+case("serializer that is undone", list[coded.ReadsThing],
+     lambda: [[coded.ReadsThing(thing=coded.Thing(1))]], "LGS404")  # fmt: skip
+case("pydantic dataclass of a tuple", coded.Typed, lambda: [coded.Typed((1, 2))])
+case("nested ones", coded.Nested,
+     lambda: [coded.Nested(coded.Typed((1, 2)), [coded.Typed((3, 4))])])  # fmt: skip
+case("strict one", coded.Strict, lambda: [coded.Strict((1, 2))], "LGS216")
+case("one in a model", coded.WithTyped, lambda: [coded.WithTyped(typed=coded.Typed((1, 2)))])
+case("renamed field", coded.Renamed, lambda: [coded.Renamed(A=3)], "LGS201")
+case("duck that dumps", coded.Dumps, lambda: [coded.Dumps(1, "x")], "LGS404")
+case("duck by vars", coded.Dict, lambda: [coded.Dict(1)], "LGS404")
+case("forgetful duck", coded.Forgetful, lambda: [coded.Forgetful("ada", "secret")], "LGS210")
+case("duck that wants more", coded.WantsMore, lambda: [coded.WantsMore(1, 2)], "LGS210")
+case("duck that refuses", coded.Refuses, lambda: [coded.Refuses(1)], "LGS210")
+case("duck with a secret", coded.Secret, lambda: [coded.Secret("x")], "LGS404")
+case("dataclass with dict()", coded.WithDict, lambda: [coded.WithDict(1)], "LGS404")
+case("enum of times", coded.Moment, lambda: [coded.Moment.FOLDED], "LGS222")
+case("enum of containers", coded.Shape, lambda: [coded.Shape.WITH_NAN], "LGS222")
+case("enum of objects", coded.Object,
+     list, "LGS222", "LGS103", "LGS102", "LGS404")  # fmt: skip
+case("lenient enum", coded.Lenient, lambda: [coded.Lenient.PAIR], "LGS404")
 
 # --- dataclasses
 case("dataclass", Leaf, lambda: [Leaf(2)])
