@@ -67,6 +67,7 @@ class Job:
         "statements",
         "timer",
         "turn",
+        "waits_since",
     )
 
     def __init__(
@@ -88,6 +89,7 @@ class Job:
         self.is_told = False
         self.line: Line | None = None
         self.timer: asyncio.TimerHandle
+        self.waits_since = 0.0
         # If somebody else executes it: told when it is the first in line.
         self.turn: asyncio.Future[None] | None = None
         # While it wants to be sent, or is under way: who waits for it, and where it has been sent.

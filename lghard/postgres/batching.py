@@ -6,6 +6,10 @@ busier the application, the larger its batches.
 
 The operations of a thread stand in line. They are sent in order, and while one of them is under
 way, or waits to be tried again, those behind it wait.
+
+Deadlines are for what does not move. When ten thousand conversations begin at once, the last of
+them stands in line for as long as the others take, and that is no failure: while those before it
+are served, it waits on.
 """
 
 import asyncio
@@ -59,15 +63,17 @@ class Line:
     Attributes:
         left: attempts that were lost when their callers had gone. They must not come late, after
             what follows.
+        moved_at: when one of them was sent, or answered.
     """
 
-    __slots__ = ("is_busy", "jobs", "left", "thread")
+    __slots__ = ("is_busy", "jobs", "left", "moved_at", "thread")
 
     def __init__(self, thread: str) -> None:
         self.thread = thread
         self.jobs: deque[Job] = deque()
         self.left: list[Attempt] = []
         self.is_busy = False  # its turn has come, or some of it is under way
+        self.moved_at = 0.0
 
     def leave(self, attempt: Attempt) -> None:
         """Keep in mind that this one may still be at work, for whoever writes next."""
@@ -179,8 +185,7 @@ class Batches:
 
     async def _wait_in_line(self, job: Job, turn: asyncio.Future[None], thread: str) -> None:
         await self._enter(job, thread)
-        await asyncio.wait({turn}, timeout=job.operation.patience())
-        if not turn.done():
+        if not await self._wait_while(turn, job, partial(self._moved_before, job)):
             raise self._late(
                 "its turn did not come within its deadline",
                 "what stands before it in this thread is not over: look what that waits for, "
@@ -212,14 +217,40 @@ class Batches:
         admitted = asyncio.get_running_loop().create_future()
         self._outside[job] = thread, admitted
         try:
-            await asyncio.wait({admitted}, timeout=job.operation.patience())
+            is_admitted = await self._wait_while(admitted, job, self._moved_at)
         finally:
             self._outside.pop(job, None)
-        if not admitted.done():
+        if not is_admitted:
             raise self._explained(
                 "there was no room for it within its deadline",
                 "let fewer runs go on at once, or look for what holds up the database",
             )
+
+    @staticmethod
+    async def _wait_while(
+        told: asyncio.Future[None], job: Job, moved_at: Callable[[], float]
+    ) -> bool:
+        """Whether it was told, as soon as it is: at its deadline, or later while it moves."""
+        began = monotonic()
+        while not told.done():
+            await asyncio.wait({told}, timeout=job.operation.patience())
+            moved = moved_at()
+            if moved <= began or not job.operation.excuse(moved - began):
+                break
+            began = moved
+        return told.done()
+
+    def _moved_at(self) -> float:
+        """When anybody was answered last."""
+        return max(self._in_company.moved_at, self._alone.moved_at)
+
+    def _moved_before(self, job: Job) -> float:
+        """When something that stands before it, here or in other lines, was sent or answered."""
+        if not job.line:
+            return 0.0
+        head = job.line.jobs[0]
+        lane = self._alone if head.alone else self._in_company
+        return max(job.line.moved_at, lane.moved_at if head.wants_to_be_sent() else 0.0)
 
     def _leave(self, job: Job) -> None:
         """It is over: done, or failed, or its caller has gone."""
@@ -260,8 +291,7 @@ class Batches:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[DictRow]] = loop.create_future()
         job.begin(done)
-        patience = min(self._pool.timeout, job.operation.remaining())
-        job.timer = loop.call_later(patience, self._expire, job)
+        self._set_timer(job, monotonic())
         if job.line:
             self.offer(job.line)
         try:
@@ -269,10 +299,21 @@ class Batches:
         finally:
             job.timer.cancel()
 
+    def _set_timer(self, job: Job, since: float) -> None:
+        """Have it wait for as long as for a connection of its own, from then on."""
+        job.waits_since = since
+        left = min(since + self._pool.timeout - monotonic(), job.operation.remaining())
+        job.timer = asyncio.get_running_loop().call_later(left, self._expire, job)
+
     def _expire(self, job: Job) -> None:
         """It has waited as long as for a connection of its own, or its deadline has come."""
         if job.wants_to_be_sent():
-            job.fail(self._explained("it could not be sent", "see what lghard notes on the pool"))
+            moved = self._moved_before(job)
+            if moved > job.waits_since and job.operation.excuse(moved - job.waits_since):
+                self._set_timer(job, moved)
+            else:
+                step = "see what lghard notes on the pool"
+                job.fail(self._explained("it could not be sent", step))
         elif left := job.operation.remaining():
             job.timer = asyncio.get_running_loop().call_later(left, self._expire, job)
         else:
@@ -305,6 +346,9 @@ class Lane:
         offer: what to do with a line that has been served.
         connections: how many of them at once, not counting those whose batch is slow.
         alone: whether it is for operations that go without company.
+
+    Attributes:
+        moved_at: when a batch was answered.
     """
 
     def __init__(
@@ -321,6 +365,7 @@ class Lane:
         self._is_alone = alone
         self._most = 1 if alone else _MOST
         self._ready: deque[Line] = deque()
+        self.moved_at = 0.0
         # Since when the batch of each is under way; None if it comes to take the next one.
         self._senders: dict[asyncio.Task[None] | None, float | None] = {}
 
@@ -378,18 +423,23 @@ class Lane:
     def _take(self, attempt: Attempt) -> list[Job]:
         """The next batch: of each line, what stands at its head and may go together."""
         batch: list[Job] = []
-        size = 0
+        size, now = 0, monotonic()
         while self._ready and len(batch) < self._most and size < LARGE:
             line = self._ready.popleft()
             taken = len(batch)
+            moved = max(line.moved_at, self.moved_at)
             for job in line.jobs:
                 if len(batch) == self._most or size >= LARGE or not self._fits(job):
                     break
+                if moved > job.waits_since:
+                    job.operation.excuse(moved - job.waits_since)
                 job.attempt = attempt
                 size += job.size
                 batch.append(job)
             if len(batch) == taken:  # they have left, or what is first now belongs elsewhere
                 self._release(line)
+            else:
+                line.moved_at = now
         return batch
 
     def _fits(self, job: Job) -> bool:
@@ -406,7 +456,10 @@ class Lane:
         finally:
             timer.cancel()
             self._senders[sender] = None
+            now = self.moved_at if conn.closed else monotonic()
+            self.moved_at = now
             for line in lines:
+                line.moved_at = max(line.moved_at, now)
                 self._release(line)
 
     def _release(self, line: Line) -> None:

@@ -70,6 +70,9 @@ LONG = frozenset(
 )
 _LONG_ATTEMPT = 3600.0  # seconds
 
+# Deadlines for which an operation stands in a line that moves.
+_LONGEST_LINE = 10
+
 
 _current: ContextVar["Operation | None"] = ContextVar("lghard_operation", default=None)
 
@@ -93,6 +96,7 @@ class Operation:
         self._deadline = deadline
         self._attempt_timeout = _LONG_ATTEMPT if name in LONG else attempt_timeout
         self._ends_at = self._started_at + (_LONG_ATTEMPT if name in LONG else deadline)
+        self._excused = 0.0
         self._under_way: Attempt | None = None
         self._lost: list[Attempt] = []
         self._loss: psycopg.Error | None = None
@@ -101,6 +105,18 @@ class Operation:
     def remaining(self) -> float:
         """Seconds until the deadline."""
         return max(0.0, self._ends_at - monotonic())
+
+    def excuse(self, seconds: float) -> bool:
+        """Have the deadline come so much later: others were served before it.
+
+        Returns:
+            False, and no change, if that has been ten deadlines already.
+        """
+        if self._excused >= _LONGEST_LINE * self._deadline:
+            return False
+        self._excused += seconds
+        self._ends_at += seconds
+        return True
 
     def patience(self) -> float:
         """Seconds to wait for a pool that is not there: a long one waits no longer than others."""

@@ -66,6 +66,10 @@ class Place:
         """One level down."""
         return replace(self, inline=False, union=False)
 
+    def unvalidated(self, outer: str) -> "Place":
+        """One level down, in an object of the class `outer`, which takes what it is given."""
+        return replace(self.inside(), healed=False, outer=outer)
+
 
 def found_by(rule: str, severity: Severity | None = None, /, **fields: object) -> Found:
     """What a rule has found right here."""

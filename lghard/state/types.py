@@ -43,8 +43,6 @@ from lghard.state.annotations import (
     type_name,
 )
 from lghard.state.class_kinds import (
-    accepts,
-    has_enum_default,
     has_tuple,
     is_dumped_to_dict,
     is_enum,
@@ -59,15 +57,15 @@ from lghard.state.class_kinds import (
     is_v1_model,
     members_or_itself,
     method_of,
-    owner,
     scalar_of,
     subclasses,
     tells_apart,
 )
-from lghard.state.doubts import constructor_doubt, rebuild_doubt, unwritten, validator_doubt
+from lghard.state.doubts import rebuild_doubt
 from lghard.state.found import Found, Place, found_by
 from lghard.state.judging import member_notes
 from lghard.state.looking import is_standard, lookup_problem
+from lghard.state.objects import ObjectWalk, unresolved
 from lghard.state.paths import ROOT
 from lghard.state.report import Severity
 from lghard.state.rules import RULES
@@ -144,6 +142,7 @@ class TypeWalk:
         self._seen: dict[tuple[int, Place], tuple[Found, ...]] = {}
         self._kept: list[Any] = []
         self._depth = 0
+        self._objects = ObjectWalk(self)
 
     def judge(self, annotation: Any, place: Place) -> tuple[Found, ...]:
         """What will happen to values of this type at such a place."""
@@ -184,7 +183,7 @@ class TypeWalk:
     ) -> Iterable[Found]:
         origin = get_origin(annotation)
         if isinstance(annotation, Unresolved):
-            return [_unresolved(annotation, "the schema")]
+            return [unresolved(annotation, "the schema")]
         if isinstance(annotation, str | typing.ForwardRef):
             return self._text(annotation, place)
         if annotation is None:
@@ -359,7 +358,7 @@ class TypeWalk:
             inner = [a for a in get_args(key) if a is not ...]
             return [f for a in inner for f in self._key(a, place)]
         if isinstance(key, Unresolved):
-            return [_unresolved(key, "the schema")]
+            return [unresolved(key, "the schema")]
         key = origin or key
         if not isinstance(key, type) or key in (Any, object, tuple, collections.abc.Hashable):
             return [found_by("LGS316", annotation=f"the dict key {show(key)}")]
@@ -460,13 +459,14 @@ class TypeWalk:
         given = arguments_of(annotation)
         for name, hint in typed_dict_fields(cls).items():
             site = Site(cls, name)
-            inner = self._field(fill(hint, given), cls, place.inside())
+            inner = self.field(fill(hint, given), cls, place.inside())
             found += [f.under(f".{name}", site) for f in inner]
         return found
 
-    def _field(self, hint: Any, owner: type, place: Place) -> Iterable[Found]:
+    def field(self, hint: Any, owner: type, place: Place) -> Iterable[Found]:
+        """What will happen to the values of a field of `owner`."""
         if isinstance(hint, Unresolved):
-            return [_unresolved(hint, type_name(owner))]
+            return [unresolved(hint, type_name(owner))]
         return self.judge(hint, place)
 
     def _upstream(self, cls: type, _: Any, place: Place) -> list[Found] | None:
@@ -518,18 +518,18 @@ class TypeWalk:
         return [found_by("LGS110", type=type_name(cls))]
 
     def _secret(self, cls: type, annotation: Any, place: Place) -> list[Found]:
-        found = self._named(cls, "its value", place)
+        found = self.named(cls, "its value", place)
         if not self.serialization.encrypted:
             found = [found_by("LGS310", type=cls.__name__), *found]
         return [*found, *self._each(get_args(annotation), place.inside())]
 
     def _modelled(self, cls: type, _: Any, place: Place) -> list[Found] | None:
         if models.is_model(cls):
-            return self._model(cls, place)
+            return self._objects.model(cls, place)
         if is_v1_model(cls):
             return [
                 found_by("LGS404", type=type_name(cls), code="pydantic.v1"),
-                *self._named(cls, "a dict", place),
+                *self.named(cls, "a dict", place),
             ]
         return None
 
@@ -549,7 +549,7 @@ class TypeWalk:
             return [found_by("LGS210", type=type_name(cls), attribute=f"{name}()")]
         return [
             found_by("LGS404", type=type_name(cls), code=name),
-            *self._named(cls, "a dict", Place()),
+            *self.named(cls, "a dict", Place()),
         ]
 
     def _hooked(  # noqa: PLR0911 - a case for each kind
@@ -564,7 +564,7 @@ class TypeWalk:
         if issubclass(cls, _REBUILT):
             return self._rebuilt(cls, place)
         if dataclasses.is_dataclass(cls):
-            return self._dataclass(cls, annotation, place)
+            return self._objects.dataclass(cls, annotation, place)
         if is_from(cls, "numpy"):
             return self._numpy(cls, annotation)
         if is_from(cls, "pandas"):
@@ -574,7 +574,7 @@ class TypeWalk:
         return [_without_codec(cls, annotation, place)]
 
     def _rebuilt(self, cls: type, place: Place) -> list[Found]:
-        found = self._named(cls, "plain values", place)
+        found = self.named(cls, "plain values", place)
         if is_standard(cls.__module__.split(".")[0]):
             return found
         code = next((n for n in ("__new__", "__init__") if n in vars(cls)), None)
@@ -605,7 +605,7 @@ class TypeWalk:
 
     # --- what is stored by the name of its class ---
 
-    def _named(self, cls: type, back: str, place: Place) -> list[Found]:
+    def named(self, cls: type, back: str, place: Place) -> list[Found]:
         """Whether the class is found again, and whether strict mode rebuilds it."""
         name = (str(cls.__module__), cls.__name__)
         lost = lookup_problem(cls, back)
@@ -619,7 +619,7 @@ class TypeWalk:
         rule = "LGS314" if self.serialization.strict else "LGS315"
         return [found_by(rule, annotation=place.shape or show(cls), types=type_name(cls))]
 
-    def _kin(self, cls: type, place: Place) -> Iterator[Found]:
+    def kin(self, cls: type, place: Place) -> Iterator[Found]:
         """A value may be of a subclass, which is stored as such; one that is lost is told."""
         for each in subclasses(cls)[:_LIMIT]:
             if is_enum(each) or is_parametrized(each):
@@ -648,7 +648,7 @@ class TypeWalk:
         if place.inline and mixed and self.serialization.postgres:
             base = next(b.__name__ for b in (str, int, float) if issubclass(cls, b))
             found.append(found_by("LGS307", type=type_name(cls), back=base))
-        return found + self._named(cls, "its value", place)
+        return found + self.named(cls, "its value", place)
 
     def _enum_values(self, cls: type[enum.Enum]) -> list[Found]:
         if any("value" in vars(base) for base in cls.__mro__ if base.__module__ != "enum"):
@@ -665,290 +665,17 @@ class TypeWalk:
         return list({(each.rule, each.steps): each for each in found}.values())
 
     def _namedtuple(self, cls: type, annotation: Any, place: Place) -> list[Found]:
-        named = [] if place.dumped else self._named(cls, "a dict", place)
+        named = [] if place.dumped else self.named(cls, "a dict", place)
         for method in ("__new__", "_asdict"):
             if is_users(cls, method):
                 named.append(found_by("LGS404", type=type_name(cls), code=method))
-        inner = place.inside() if place.dumped else _raw(place, cls)
+        inner = place.inside() if place.dumped else place.unvalidated(type_name(cls))
         hints, given = fields_of(cls), arguments_of(annotation)
         for name in cls._fields:  # type: ignore[attr-defined]
             hint = fill(hints.get(name, Any), given)
-            found = self._field(hint, cls, inner)
+            found = self.field(hint, cls, inner)
             named += [f.under(f".{name}", Site(cls, name)) for f in found]
         return named
-
-    # --- dataclasses ---
-
-    def _dataclass(self, cls: type, annotation: Any, place: Place) -> list[Found]:
-        found = [] if place.dumped else self._named(cls, "a dict", place)
-        if place.dumped:
-            found += self._subclassed(cls)
-        if place.dumped and not place.healed:
-            found.append(
-                found_by("LGS216", type=place.outer, why=f"{type_name(cls)} came as a dict")
-            )
-        if not place.dumped and (sent := _taken_for_send(cls)):
-            found.append(sent)
-        view = models.view_of(cls) if models.is_pydantic_dataclass(cls) else None
-        found += [f.under("", Site(cls)) for f in self._rebuilding(cls, view, place)]
-        if view is not None:
-            found += self._pydantic_dataclass(cls, view, place)
-        if not place.dumped:
-            found += self._kin(cls, place)
-        inner = _raw(place, cls) if view is None else replace(_raw(place, cls), healed=True)
-        inner = replace(inner, dumped=True, healed=True) if place.dumped else inner
-        strict = {name for name, field in view.fields.items() if field.strict} if view else set()
-        return found + self._dataclass_fields(cls, annotation, inner, strict)
-
-    def _dataclass_fields(
-        self, cls: type, annotation: Any, inner: Place, strict: set[str]
-    ) -> list[Found]:
-        found: list[Found] = []
-        hints, given = fields_of(cls), arguments_of(annotation)
-        for field in dataclasses.fields(cls):
-            hint = fill(hints.get(field.name, field.type), given)
-            if field.name in strict:
-                below = list(self._field(hint, cls, replace(inner, healed=False)))
-                below = self._strictly(below, cls, field.name)
-            else:
-                below = list(self._field(hint, cls, inner))
-            found += [f.under(f".{field.name}", Site(cls, field.name)) for f in below]
-        return found
-
-    def _rebuilding(
-        self, cls: type, view: models.ModelView | None, place: Place
-    ) -> Iterator[Found]:
-        """Whether `cls(**fields)` makes the same again."""
-        name = type_name(cls)
-        why = None if place.dumped or view is not None else self._refused(cls)
-        if why is not None:
-            yield found_by("LGS214", type=name, why=why)
-            return
-        yield from self._init_vars(cls, place)
-        yield from self._undeclared(cls)
-        yield from self._own_code(cls)
-
-    def _refused(self, cls: type) -> str | None:
-        fields = [field.name for field in dataclasses.fields(cls)]
-        return accepts(cls, fields)
-
-    def _init_vars(self, cls: type, place: Place) -> Iterator[Found]:
-        pseudo = cls.__dataclass_fields__.values()  # type: ignore[attr-defined]
-        init_vars = [f.name for f in pseudo if f._field_type.name == "_FIELD_INITVAR"]
-        post_init = method_of(cls, "__post_init__")
-        if init_vars and constructor_doubt(post_init, frozenset(fields_of(cls))) != "no":
-            what = f"what it makes of {', '.join(init_vars)}, which is not stored"
-            yield found_by("LGS215", type=type_name(cls), what=what)
-        derived = [f.name for f in dataclasses.fields(cls) if not f.init]
-        lost = place.dumped or models.is_pydantic_dataclass(cls)
-        if lost and derived and not hasattr(cls, "__post_init__"):
-            yield found_by("LGS214", type=type_name(cls), why=f"{derived[0]} is not in __init__")
-
-    def _undeclared(self, cls: type) -> Iterator[Found]:
-        """A subclass that is not decorated annotates what are no fields."""
-        if "__dataclass_params__" in vars(cls):
-            return
-        fields = {field.name for field in dataclasses.fields(cls)}
-        for name in vars(cls).get("__annotations__", {}):
-            if name not in fields:
-                yield found_by("LGS203", model=type_name(cls), attribute=name)
-
-    def _own_code(self, cls: type) -> Iterator[Found]:
-        name = type_name(cls)
-        init = method_of(cls, "__init__")
-        code = getattr(getattr(inspect.unwrap(init), "__code__", None), "co_filename", "<")
-        if not code.startswith("<") and "pydantic" not in code:
-            yield found_by("LGS404", type=name, code="__init__")
-        for method in ("__new__", "__setattr__", "__getattribute__", "__getattr__"):
-            if is_users(cls, method):
-                yield found_by("LGS404", type=name, code=method)
-        for field in dataclasses.fields(cls):
-            found = inspect.getattr_static(cls, field.name, None)
-            if hasattr(type(found), "__set__") and not inspect.ismemberdescriptor(found):
-                yield found_by("LGS404", type=name, code=f"the descriptor {field.name}")
-        if method_of(cls, "__eq__") is vars(object)["__eq__"]:
-            yield found_by("LGS404", type=name, code="no __eq__")
-        yield from self._post_init(cls, "__post_init__")
-
-    def _post_init(self, cls: type, method: str) -> Iterator[Found]:
-        function = method_of(cls, method)
-        if function is None:
-            return
-        names = frozenset(fields_of(cls))
-        doubt = constructor_doubt(function, names)
-        if doubt == "changes":
-            yield found_by("LGS215", type=type_name(cls), what=f"a field ({method})")
-        elif doubt == "unknown":
-            yield found_by("LGS404", type=type_name(cls), code=method)
-
-    def _pydantic_dataclass(self, cls: type, view: models.ModelView, place: Place) -> list[Found]:
-        inside = replace(place.inside(), healed=True)
-        return [*self._model_code(cls, view), *self._model_fields(cls, view, inside)]
-
-    # --- pydantic models ---
-
-    def _model(self, cls: Any, place: Place) -> list[Found]:
-        name = type_name(cls)
-        if is_runnable(cls):
-            return [found_by("LGS311", type=name)]
-        found = [] if place.dumped else self._named(cls, "a dict", place)
-        found = [self._generated(f, cls) for f in found]
-        view = models.view_of(cls)
-        if view is None:
-            return [*found, *self._incomplete(cls)]
-        if place.dumped:
-            found += self._subclassed(cls)
-        else:
-            found += self._kin(cls, place)
-        if cls.__pydantic_root_model__ and not place.healed and not place.dumped:
-            found.append(found_by("LGS223", type=name, back="its root"))
-        if not all(field.required for field in view.fields.values()):
-            found.append(found_by("LGS309", model=name))
-        whole = [*self._model_code(cls, view), *self._attributes(cls)]
-        found += [replace(f, sites=(Site(cls), *f.sites)) for f in whole]
-        inner = replace(place.inside(), dumped=True, healed=True, outer=name)
-        found += self._model_fields(cls, view, inner)
-        return found + self._model_hints(cls, view, inner)
-
-    def _generated(self, found: Found, cls: Any) -> Found:
-        """A generic that was given its arguments inside a function or class body."""
-        generic = cls.__pydantic_generic_metadata__.get("origin") is not None
-        if not generic or found.rule not in ("LGS212", "LGS213"):
-            return found
-        fields = (("type", type_name(cls)), ("back", "a dict"))
-        return replace(found, rule="LGS223", fields=fields)
-
-    def _incomplete(self, cls: Any) -> Iterator[Found]:
-        unresolved = [h for h in fields_of(cls).values() if isinstance(h, Unresolved)]
-        for hint in unresolved:
-            yield _unresolved(hint, type_name(cls))
-        if not unresolved:
-            yield found_by("LGS404", type=type_name(cls), code="model_rebuild")
-
-    def _subclassed(self, cls: Any) -> Iterator[Found]:
-        below = [c for c in subclasses(cls) if not is_parametrized(c) and not is_enum(c)]
-        if below:
-            yield found_by("LGS206", subclass=type_name(below[0]), base=type_name(cls))
-
-    def _model_code(self, cls: Any, view: models.ModelView) -> Iterator[Found]:
-        name = type_name(cls)
-        if view.custom_init:
-            yield found_by("LGS404", type=name, code="__init__")
-        if models.is_model(cls):
-            yield from self._overridden(cls)
-        for code in view.serializers if models.is_model(cls) else ():
-            lost = unwritten(code.function, view.fields)
-            yield from self._serializer(
-                name, "itself", replace(code, doubt="changes") if lost else code
-            )
-        for code in view.validators:
-            yield from self._validator(name, code, whole=True)
-        extra = view.config.get("extra")
-        if view.computed and extra in ("allow", "forbid"):
-            yield found_by("LGS205", model=name, field=f"the computed field {view.computed[0]}")
-        elif view.computed:
-            yield found_by("LGS404", type=name, code=view.computed[0])
-        if extra == "allow":
-            yield found_by("LGS316", annotation=f"{name}, which allows extra fields,")
-
-    def _overridden(self, cls: Any) -> Iterator[Found]:
-        for method in ("model_dump", "model_construct"):
-            function = method_of(cls, method)
-            if not models.is_own(function):
-                yield found_by("LGS404", type=type_name(cls), code=method)
-        for method in ("__new__", "__setattr__", "__getattr__", "__getattribute__"):
-            function = method_of(cls, method)
-            if is_users(cls, method) and not models.is_own(function):
-                yield found_by("LGS404", type=type_name(cls), code=method)
-        function = method_of(cls, "model_post_init")
-        wrapped = getattr(function, "__name__", "") == "wrapped_model_post_init"
-        if wrapped:
-            yield found_by("LGS404", type=type_name(cls), code="model_post_init")
-        elif not models.is_own(function):
-            yield from self._post_init(cls, "model_post_init")
-
-    def _attributes(self, cls: Any) -> Iterator[Found]:
-        """Private attributes are not dumped."""
-        for attribute in getattr(cls, "__private_attributes__", {}):
-            yield Found(
-                "LGS203",
-                (("model", type_name(cls)), ("attribute", attribute)),
-                sites=(Site(owner(cls, attribute), attribute),),
-            )
-
-    def _serializer(self, model: str, field: str, code: models.Code) -> Iterator[Found]:
-        if code.doubt in ("changes", "forgets"):
-            yield found_by("LGS205", model=model, field=f"{field} ({code.name})")
-        elif code.doubt == "unknown":
-            yield found_by("LGS404", type=model, code=code.name)
-
-    def _validator(self, name: str, code: models.Code, *, whole: bool) -> Iterator[Found]:
-        if whole and code.mode == "after":
-            doubt = constructor_doubt(code.function, frozenset())
-        elif code.mode in ("after", "before"):
-            doubt = validator_doubt(code.function)
-        else:
-            doubt = "unknown"
-        if doubt == "changes":
-            yield found_by("LGS215", type=name, what=f"what the validator {code.name} returns")
-        elif doubt == "unknown":
-            yield found_by("LGS404", type=name, code=code.name)
-
-    def _model_fields(self, cls: Any, view: models.ModelView, place: Place) -> list[Found]:
-        found: list[Found] = []
-        for name, field in view.fields.items():
-            below = self._field_code(cls, name, field, view, place)
-            found += [f.under(f".{name}", Site(owner(cls, name), name)) for f in below]
-        return found
-
-    def _field_code(
-        self, cls: Any, name: str, field: models.FieldView, view: models.ModelView, place: Place
-    ) -> Iterator[Found]:
-        model = type_name(cls)
-        if field.excluded and place.dumped:
-            yield found_by("LGS204", model=model, field=name)
-        elif name != "root" and (field.written not in field.read or _taken(name, view)):
-            rule = "LGS202" if field.required else "LGS201"
-            yield found_by(rule, model=model, field=name)
-        for code in field.serializers if place.dumped else ():
-            instance = field.instances and not field.validators and code.doubt != "no"
-            yield from self._serializer(
-                model, name, replace(code, doubt="forgets") if instance else code
-            )
-        for code in field.validators:
-            yield from self._validator(f"{model}.{name}", code, whole=False)
-        if (why := _refuses(field)) is not None:
-            yield found_by("LGS216", type=model, why=f"{name}: {why}")
-        if view.config.get("use_enum_values") and has_enum_default(cls, name):
-            yield found_by("LGS205", model=model, field=f"the Enum default of {name}")
-
-    def _model_hints(self, cls: Any, view: models.ModelView, place: Place) -> list[Found]:
-        found: list[Found] = []
-        for name, field in cls.model_fields.items():
-            hint = field.annotation
-            for item in reversed(field.metadata):
-                if is_named(item, "SkipValidation"):
-                    hint = typing.Annotated[hint, item]
-            if name in view.fields and any(c.doubt != "no" for c in view.fields[name].serializers):
-                continue  # what is stored is what they write
-            strict = name in view.fields and view.fields[name].strict
-            below = list(self._field(hint, cls, replace(place, union=False, healed=not strict)))
-            below = self._strictly(below, cls, name) if strict else below
-            if field.discriminator is not None:
-                below = [f for f in below if not dict(f.fields).get("mistaken")]
-            if view.config.get("use_enum_values"):
-                below = [f for f in below if f.rule not in ("LGS211", "LGS212", "LGS213", "LGS222")]
-            found += [f.under(f".{name}", Site(owner(cls, name), name)) for f in below]
-        return found
-
-    def _strictly(self, found: list[Found], cls: Any, name: str) -> list[Found]:
-        """A strict field takes nothing in place of what it wants: the model is unvalidated."""
-        mended = {"LGS216", "LGS217", "LGS218", "LGS301", "LGS302"}
-        if not any(each.rule in mended for each in found):
-            return found
-        why = f"{name} is strict, and takes no list, dict or str in place of what it was"
-        refused = found_by("LGS216", type=type_name(cls), why=why)
-        return [refused, *(each for each in found if each.rule not in mended)]
 
 
 # --- small questions ---
@@ -956,14 +683,6 @@ class TypeWalk:
 
 def _under(step: str, found: Iterable[Found]) -> list[Found]:
     return [each.under(step) for each in found]
-
-
-def _raw(place: Place, cls: type) -> Place:
-    return replace(place.inside(), healed=False, outer=type_name(cls))
-
-
-def _unresolved(hint: Unresolved, where: str) -> Found:
-    return found_by("LGS114", name=hint.name, where=where, error=hint.error)
 
 
 def _no_encoder(cls: Any, place: Place, *, no_pickle: bool = False) -> Found:
@@ -977,12 +696,6 @@ def _class_itself(cls: Any, place: Place) -> Found:
     if dataclasses.is_dataclass(cls) and isinstance(cls, type) and not place.dumped:
         return found_by("LGS220", type=type_name(cls))
     return _no_encoder(f"type[{show(cls)}]", place)
-
-
-def _taken(name: str, view: models.ModelView) -> bool:
-    """Whether what is stored of a field is read as another one, whose alias is its name."""
-    written = view.fields[name].written
-    return any(written in other.read for key, other in view.fields.items() if key != name)
 
 
 def _without_codec(cls: type, annotation: Any, place: Place) -> Found:
@@ -1007,32 +720,3 @@ def _without_codec(cls: type, annotation: Any, place: Place) -> Found:
 
 def _lazy(cls: type, place: Place) -> bool:
     return place.dumped and cls is collections.abc.Iterable
-
-
-def _taken_for_send(cls: type) -> Found | None:
-    """What has `node` and `arg`, and can be hashed, is encoded as a Send."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    if not {"node", "arg"} <= set(names) or cls.__hash__ is None:
-        return None
-    if names == ["node", "arg"]:
-        return None
-    return found_by("LGS210", type=type_name(cls), attribute="node and arg")
-
-
-def _refuses(  # noqa: PLR0911 - a case for each kind
-    field: models.FieldView,
-) -> str | None:
-    """Why pydantic does not take back what it has written."""
-    if "json" in field.kinds:
-        return "Json wants text, and is given what was parsed"
-    if "alias" in field.kinds:
-        return "something in it is read by its alias, and written by its name"
-    if "excluded" in field.kinds:
-        return "something in it is excluded"
-    if "exists" in field.kinds:
-        return "the path must exist, or not, where it is read"
-    if "future" in field.kinds:
-        return "it must be in the future when it is read"
-    if any(is_dumped_to_dict(cls) for cls in field.instances):
-        return "it takes instances only, and is given a dict"
-    return None

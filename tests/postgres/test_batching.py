@@ -767,6 +767,103 @@ async def test_who_cancels_the_senders_loses_nothing(saver, proxy, lghard_databa
     assert {"t0", "t1", "t2"} == await threads(lghard_database)
 
 
+# Who has to wait because there are many
+
+
+async def begin(saver, number, text=""):
+    """So many operations, whose threads all differ, and what they do when they are one by one."""
+    return [asyncio.create_task(put(saver, f"t{at}", text=text)) for at in range(number)]
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """No batches: an operation at a time."""
+    monkeypatch.setattr(batching, "_MOST", 1)
+    monkeypatch.setattr(batching, "CONNECTIONS", 1)
+
+
+@asynccontextmanager
+async def impatient(conninfo, **options):
+    """A saver whose operations have less time than many of them take, one after the other."""
+    connections = {"max_size": 2, "timeout": 0.5, **options}
+    async with opened(conninfo, batching=True, deadline=0.5, **connections) as saver:
+        yield saver
+
+
+async def test_who_stands_in_a_line_that_moves_waits_on(lghard_database, proxy, one_by_one):
+    """For much longer than for a connection, or than its deadline: others are served before it."""
+    async with impatient(proxy.conninfo(lghard_database)) as saver:
+        proxy.latency = 0.05
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*await begin(saver, 30))
+        assert asyncio.get_running_loop().time() - began > 1.0  # one by one they cannot be faster
+    assert 30 == len(await threads(lghard_database))
+
+
+async def test_who_stands_in_a_line_that_does_not_move_has_a_deadline(
+    lghard_database, proxy, one_by_one
+):
+    """It counts from the last answer to somebody before it."""
+    async with impatient(proxy.conninfo(lghard_database)) as saver:
+        proxy.latency = 0.05
+        puts = await begin(saver, 30)
+        await asyncio.wait(puts[:8])
+        proxy.blackhole()
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        proxy.restore()
+    assert 8 <= sum(not isinstance(each, Exception) for each in results) < 20
+    assert "PoolTimeout" in {type(each).__name__ for each in results}
+
+
+async def test_even_a_line_that_moves_has_an_end(lghard_database, proxy, one_by_one, monkeypatch):
+    """After ten deadlines, or as many as it says."""
+    monkeypatch.setattr("lghard.postgres.retries._LONGEST_LINE", 1)
+    async with impatient(proxy.conninfo(lghard_database)) as saver:
+        proxy.latency = 0.05
+        results = await asyncio.gather(*await begin(saver, 60), return_exceptions=True)
+    failed = [each for each in results if isinstance(each, PoolTimeout)]
+    assert 0 < len(failed) < 55
+    assert "it could not be sent" in str(failed[-1])
+
+
+async def test_who_stands_behind_what_is_stuck_does_not_wait_on(lghard_database, proxy, one_by_one):
+    """Others are served, but not before it."""
+    async with impatient(proxy.conninfo(lghard_database), max_size=4) as saver:
+        proxy.hold_requests(1, containing=b"hold this")
+        patient = HardenedAsyncPostgresSaver(saver.conn, batching=True)
+        first = asyncio.create_task(put(patient, "t", text="hold this"))
+        await eventually(lambda: proxy.held)
+        second = asyncio.create_task(put(saver, "t", 2))
+        while not second.done():
+            await put(saver, "u", text="")
+        with pytest.raises(PoolTimeout, match="it could not be sent"):
+            await second
+        proxy.release()
+        await first
+
+
+async def test_who_waits_outside_of_what_moves_waits_on(
+    lghard_database, proxy, one_by_one, monkeypatch
+):
+    """There will be room for it."""
+    monkeypatch.setattr(batching, "QUEUE", 2)
+    async with impatient(proxy.conninfo(lghard_database)) as saver:
+        proxy.latency = 0.05
+        await asyncio.gather(*await begin(saver, 30))
+    assert 30 == len(await threads(lghard_database))
+
+
+async def test_whose_turn_comes_in_a_line_that_moves_waits_on(lghard_database, proxy, one_by_one):
+    """What takes a connection of its own when its turn has come."""
+    async with impatient(proxy.conninfo(lghard_database)) as saver:
+        proxy.latency = 0.05
+        puts = [asyncio.create_task(put(saver, "t", at, text="")) for at in range(15)]
+        await asyncio.sleep(0)
+        await saver.adelete_thread("t")
+        await asyncio.gather(*puts)
+    assert set() == await threads(lghard_database)
+
+
 # Bounds
 
 
