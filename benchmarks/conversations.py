@@ -69,6 +69,8 @@ class Task:
     """When each conversation begins, in seconds."""
     limit: float | None
     """Seconds after which it is over, whoever still waits."""
+    tuned: bool
+    """Whether Python collects garbage less often than by itself."""
 
 
 @dataclass
@@ -227,7 +229,15 @@ def in_process(task: Task) -> Trial:
 
 
 def _work(task: Task, sender: Connection) -> None:
+    if task.tuned:
+        spare_garbage_collection()
     asyncio.run(converse(task, sender.send))
+
+
+def spare_garbage_collection() -> None:
+    """As docs/how-to/batching.md advises: all that is open is not looked at again and again."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 async def trial(task: Task, direct: str) -> Measurement[Trial]:
@@ -252,6 +262,8 @@ class Plan:
     limit: float
     seconds: float
     """How long the peak rate is measured."""
+    tuned: bool = True
+    """Whether Python collects garbage less often than by itself."""
 
 
 async def measure_all(
@@ -280,7 +292,7 @@ async def measure_all(
             step(f"{name}, {kind}")
             there, direct = conninfos[name]
             limit = plan.limit if name == RIVAL else None
-            task = Task(name, there, plan.nodes, plan.wait, begins, limit)
+            task = Task(name, there, plan.nodes, plan.wait, begins, limit, plan.tuned)
             measured[name, kind] = (await referee.undisturbed(partial(trial, task, direct))).value
     return peak, measured
 
@@ -382,9 +394,19 @@ def main() -> int:
     parser.add_argument(
         "--patience", type=float, default=PATIENCE, help="seconds to wait for quiet"
     )
+    parser.add_argument(
+        "--python-gc", action="store_true", help="collect garbage as Python does by itself"
+    )
     parser.add_argument("--quick", action="store_true", help="few and short: does it work?")
     options = parser.parse_args()
-    plan = Plan(options.conversations, options.nodes, options.wait, options.limit, options.seconds)
+    plan = Plan(
+        options.conversations,
+        options.nodes,
+        options.wait,
+        options.limit,
+        options.seconds,
+        tuned=not options.python_gc,
+    )
     if options.quick:
         plan = Plan(conversations=200, nodes=2, wait=0.5, limit=5.0, seconds=0.5)
     # A trial takes minutes: a disturbed one is marked, and not repeated.

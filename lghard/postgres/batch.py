@@ -57,6 +57,7 @@ class Job:
         "alone",
         "attempt",
         "done",
+        "expires_at",
         "found",
         "is_read",
         "is_told",
@@ -65,7 +66,6 @@ class Job:
         "scale",
         "size",
         "statements",
-        "timer",
         "turn",
         "waits_since",
     )
@@ -88,8 +88,9 @@ class Job:
         self.found = 0
         self.is_told = False
         self.line: Line | None = None
-        self.timer: asyncio.TimerHandle
+        # Since when it waits for what may count against it, and for how long.
         self.waits_since = 0.0
+        self.expires_at = 0.0
         # If somebody else executes it: told when it is the first in line.
         self.turn: asyncio.Future[None] | None = None
         # While it wants to be sent, or is under way: who waits for it, and where it has been sent.
@@ -102,23 +103,27 @@ class Job:
 
     def wants_to_be_sent(self) -> bool:
         """Whether it stands in line for an attempt, and nobody has sent it yet."""
-        return self.attempt is None and self._is_awaited()
+        return self.attempt is None and self.is_awaited()
 
     def is_under_way(self) -> bool:
         """Whether somebody has taken it to send it, and somebody else waits for it."""
-        return self.attempt is not None and self._is_awaited()
+        return self.attempt is not None and self.is_awaited()
+
+    def has_lost(self) -> bool:
+        """Whether an earlier attempt, of it or of what stood before it, may still be at work."""
+        return self.operation.has_lost() or bool(self.line and self.line.left)
 
     def answer(self, rows: list[DictRow]) -> None:
         """It is done, and returned `rows`."""
         self.is_told = True
         self.found = _weight(rows)
-        if self.done and self._is_awaited():
+        if self.done and self.is_awaited():
             self.done.set_result(rows)
 
     def fail(self, error: Exception) -> None:
         """It has had no effect."""
         self.is_told = True
-        if self.done and self._is_awaited():
+        if self.done and self.is_awaited():
             self.done.set_exception(error)
 
     def put_off(self) -> None:
@@ -127,13 +132,13 @@ class Job:
 
     def give_up(self, error: psycopg.Error) -> None:
         """Its caller waits no longer, and what is under way may yet be done."""
-        if self.done and self.attempt and self._is_awaited():
+        if self.done and self.attempt and self.is_awaited():
             self.operation.note_loss(self.attempt, error)
             self.done.set_exception(error)
 
     def miss(self, loss: psycopg.Error) -> None:
         """The connection was lost before it was sent."""
-        if self._is_awaited():
+        if self.is_awaited():
             own = copy_of(loss)
             self.operation.note_loss(None, own)
             self.fail(own)
@@ -143,12 +148,13 @@ class Job:
         if self.is_told or not self.attempt:
             return
         self.is_told = True
-        if self._is_awaited():
+        if self.is_awaited():
             self.give_up(copy_of(loss))
         elif self.line and self.operation.rule is Repeat.ONCE_GONE:
             self.line.leave(self.attempt)
 
-    def _is_awaited(self) -> bool:
+    def is_awaited(self) -> bool:
+        """Whether an attempt of it has neither ended nor been given up."""
         return self.done is not None and not self.done.done()
 
 
@@ -204,6 +210,8 @@ async def _settled(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
 
 
 async def _settle_all(conn: Connection, jobs: Sequence[Job]) -> list[Job]:
+    if not any(job.has_lost() for job in jobs):  # as nearly always
+        return [job for job in jobs if job.is_under_way()]
     settled = []
     known: dict[Attempt, bool] = {}
     held: set[Line | None] = set()

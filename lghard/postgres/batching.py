@@ -13,6 +13,7 @@ are served, it waits on.
 """
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
@@ -98,6 +99,9 @@ class Batches:
         self._outside: dict[Job, tuple[str, asyncio.Future[None]]] = {}
         self._count = 0
         self._bytes = 0
+        # One for all, for the next one whose time is over: nearly all are answered long before.
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
         in_company = max(1, min(connections, pool.max_size - 1))
         alone = max(1, min(connections, pool.max_size - in_company))
         self._in_company = Lane(pool, self.offer, connections=in_company, alone=False)
@@ -288,34 +292,55 @@ class Batches:
             (self._alone if head.alone else self._in_company).add(line)
 
     async def _attempt(self, job: Job) -> list[DictRow]:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[list[DictRow]] = loop.create_future()
+        done: asyncio.Future[list[DictRow]] = asyncio.get_running_loop().create_future()
         job.begin(done)
-        self._set_timer(job, monotonic())
+        self._give_time(job, monotonic())
         if job.line:
             self.offer(job.line)
-        try:
-            return await done
-        finally:
-            job.timer.cancel()
+        return await done
 
-    def _set_timer(self, job: Job, since: float) -> None:
-        """Have it wait for as long as for a connection of its own, from then on."""
+    def _give_time(self, job: Job, since: float) -> None:
+        """It may wait for as long as for a connection of its own, from then on."""
         job.waits_since = since
         left = min(since + self._pool.timeout - monotonic(), job.operation.remaining())
-        job.timer = asyncio.get_running_loop().call_later(left, self._expire, job)
+        self._ring_for(job, left)
+
+    def _ring_for(self, job: Job, seconds: float) -> None:
+        job.expires_at = monotonic() + seconds
+        if job.expires_at < self._rings_at:
+            self._set_timer(job.expires_at)
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._rings_at = at
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(at - monotonic(), self._ring, context=Context())
+
+    def _ring(self) -> None:
+        """Look for those whose time is over, and have it ring again for the others."""
+        self._timer, self._rings_at = None, math.inf
+        now = monotonic()
+        waiting = [job for line in self._lines.values() for job in line.jobs if job.is_awaited()]
+        for job in waiting:
+            if job.expires_at <= now:
+                self._expire(job)
+            elif job.expires_at < self._rings_at:
+                self._rings_at = job.expires_at
+        if self._rings_at < math.inf:
+            self._set_timer(self._rings_at)
 
     def _expire(self, job: Job) -> None:
         """It has waited as long as for a connection of its own, or its deadline has come."""
         if job.wants_to_be_sent():
             moved = self._moved_before(job)
             if moved > job.waits_since and job.operation.excuse(moved - job.waits_since):
-                self._set_timer(job, moved)
+                self._give_time(job, moved)
             else:
                 step = "see what lghard notes on the pool"
                 job.fail(self._explained("it could not be sent", step))
         elif left := job.operation.remaining():
-            job.timer = asyncio.get_running_loop().call_later(left, self._expire, job)
+            self._ring_for(job, left)
         else:
             job.give_up(
                 psycopg.OperationalError(

@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from tenacity import AsyncRetrying, retry_if_exception_type
 from typing_extensions import override
 
-from lghard.postgres.io_thread import IOThread, run_in
+from lghard.postgres.io_thread import IOThread, countdown, run_in
 from lghard.postgres.opening import PoolOpenError, PoolOverrides
 from lghard.postgres.retries import Outage
 from lghard.postgres.shared import Call, Request, Share, _registry
@@ -34,9 +34,6 @@ Where = concurrent.futures.Future[Share | BaseException]
 # blocked, and has its idle connections closed from outside.
 _RETIRE = 1.0
 _POLL = 0.01
-
-# Seconds that a call which was sent to the thread may take beyond its own deadline.
-_GRACE = 5.0
 
 # Seconds by which an opening may overrun its timeout, to say why it failed.
 _MARGIN = 0.5
@@ -63,7 +60,7 @@ class Place(Protocol):
         work: Callable[[AnyPool], Awaitable[T]],
         *,
         timeout: Callable[[], float],
-        patience: float,
+        patience: Callable[[], float],
     ) -> T:
         """The result of `work(pool)`, done in the event loop of the pool."""
 
@@ -84,7 +81,7 @@ class Here:
         work: Callable[[AnyPool], Awaitable[T]],
         *,
         timeout: Callable[[], float],  # noqa: ARG002
-        patience: float,  # noqa: ARG002
+        patience: Callable[[], float],  # noqa: ARG002
     ) -> T:
         """The result of `work(pool)`."""
         return await work(self.pool)
@@ -124,14 +121,14 @@ class Home:
         work: Callable[[AnyPool], Awaitable[T]],
         *,
         timeout: Callable[[], float],
-        patience: float,
+        patience: Callable[[], float],
     ) -> T:
         """The result of `work(pool)`, done where the pool is.
 
         Args:
             work: may be called again, if the pool moves away under it.
             timeout: seconds to wait, from then on, for a pool that is being opened, or moves.
-            patience: seconds that `work` takes at most.
+            patience: seconds that `work` takes at most, from then on.
 
         Raises:
             PoolClosed: the pool has been closed.
@@ -144,7 +141,7 @@ class Home:
                 if share.loop is asyncio.get_running_loop():
                     return await work(share.pool)
                 there = partial(work, share.pool)
-                return await run_in(share.loop, there, patience=patience + _GRACE)
+                return await run_in(share.loop, there, patience=patience)
             except PoolClosed:
                 if where is self._where:
                     raise
@@ -404,7 +401,9 @@ class Stay(AbstractAsyncContextManager[Home]):
     async def _until_it_is_open(self, timeout: float) -> None:
         try:
             # The opening itself ends first, and knows why it failed.
-            await self._home.run(_nothing, timeout=lambda: timeout + _MARGIN, patience=timeout)
+            await self._home.run(
+                _nothing, timeout=lambda: timeout + _MARGIN, patience=countdown(timeout)
+            )
         except PoolTimeout as error:
             raise PoolOpenError(f"cannot open a pool: {error}") from error.__cause__
 

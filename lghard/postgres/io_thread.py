@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from time import monotonic
 from typing import Generic, TypeVar
 
 import psycopg
@@ -14,6 +15,9 @@ T = TypeVar("T")
 # Seconds that a cancelled caller waits for the other loop to stop what it does for it: what it
 # does next must not overtake that. psycopg's cancel request to the server may take 1 s of them.
 STOP_TIMEOUT = 2.0
+
+# Seconds that work which was sent to another loop may take beyond its own deadline.
+GRACE = 5.0
 
 
 class IOThread(threading.Thread):
@@ -65,8 +69,17 @@ class IOThread(threading.Thread):
             self.loop.call_soon_threadsafe(self._stopped.set)
 
 
+def countdown(seconds: float) -> Callable[[], float]:
+    """What is left of so many seconds from now on."""
+    ends_at = monotonic() + seconds
+    return lambda: ends_at - monotonic()
+
+
 async def run_in(
-    loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[T]], *, patience: float
+    loop: asyncio.AbstractEventLoop,
+    work: Callable[[], Awaitable[T]],
+    *,
+    patience: Callable[[], float],
 ) -> T:
     """The result of `work()`, done in another event loop with this one's context variables.
 
@@ -75,24 +88,31 @@ async def run_in(
     Args:
         loop: runs in another thread.
         work: is called there.
-        patience: seconds to wait for the result, should that loop hang or be gone.
+        patience: seconds to wait for the result, from then on, should that loop hang or be gone.
+            They may become more meanwhile.
 
     Raises:
         PoolClosed: that loop has been closed, or stopped the work.
-        psycopg.OperationalError: no result within `patience`; the work has been cancelled.
+        psycopg.OperationalError: no result when `patience` has come to its end, and a little later;
+            the work has been cancelled.
     """
     errand = Errand(loop, work)
     errand.start()
+    began = monotonic()
     try:
-        await asyncio.wait({errand.returned}, timeout=patience)
+        while not errand.returned.done():
+            is_late = (left := patience()) <= 0
+            await asyncio.wait({errand.returned}, timeout=GRACE if is_late else left)
+            if is_late and patience() <= 0:
+                break
     except asyncio.CancelledError:
         await errand.stop()
         raise
     if not errand.returned.done():
         await errand.stop()
         raise psycopg.OperationalError(
-            f"the thread that does lghard's I/O has not answered for {patience:.0f} s: what it was "
-            "asked to do may have been done, or may yet be"
+            f"the thread that does lghard's I/O has not answered for {monotonic() - began:.0f} s: "
+            "what it was asked to do may have been done, or may yet be"
         )
     return errand.result()
 

@@ -20,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from lghard.postgres import lease_rows
 from lghard.postgres.fencing import ThreadLease, clock
 from lghard.postgres.home import Here, Place
+from lghard.postgres.io_thread import countdown
 from lghard.postgres.lease_database import databases
 from lghard.postgres.lease_keeping import logger, words
 from lghard.postgres.lease_line import Lines, Turn
@@ -164,7 +165,7 @@ class Desk:
                 with abort_after(conn, min(seconds, answer_within)):
                     return await work(conn)
 
-        return await self._place.run(borrow, timeout=lambda: seconds, patience=seconds)
+        return await self._place.run(borrow, timeout=lambda: seconds, patience=countdown(seconds))
 
     async def insist(
         self, statements: Sequence[Statement]

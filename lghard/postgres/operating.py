@@ -104,7 +104,7 @@ class Operating:
         """The result of `work(pool)`, where the connections are."""
         try:
             return await self._place.run(
-                work, timeout=operation.patience, patience=operation.remaining()
+                work, timeout=operation.patience, patience=operation.remaining
             )
         except psycopg.Error as error:
             operation.say_if_unknown(error)

@@ -291,6 +291,10 @@ class Operation:
                 if not known[attempt]:
                     raise StillAtWork
 
+    def has_lost(self) -> bool:
+        """Whether a connection was lost under an attempt."""
+        return bool(self._lost)
+
     def note_loss(self, attempt: Attempt | None, error: psycopg.Error) -> None:
         """A connection was lost, with this `error`, and `attempt` with it, if one had begun."""
         self._loss = error

@@ -265,6 +265,7 @@ def _queue(
         batch: what has been put there to be prepared before; None if nothing shall be.
     """
     pgconn = conn.pgconn
+    prepared = {} if batch is None else _prepared.setdefault(conn, {})
     for statement, query in zip(segment.statements, queries, strict=True):
         if batch is None or not statement.prepare:
             pgconn.send_query_params(
@@ -273,7 +274,7 @@ def _queue(
             yield _Command(segment)
             continue
         key = _Key(query.text, query.types)
-        name = _prepared.setdefault(conn, {}).get(key) or batch.get(key)
+        name = prepared.get(key) or batch.get(key)
         if name is None:
             name = batch[key] = next(_names).encode()
             pgconn.send_prepare(name, query.text, query.types)

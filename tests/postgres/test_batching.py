@@ -864,6 +864,23 @@ async def test_whose_turn_comes_in_a_line_that_moves_waits_on(lghard_database, p
     assert set() == await threads(lghard_database)
 
 
+async def test_from_another_event_loop_a_line_that_moves_is_waited_for(
+    lghard_database, proxy, one_by_one, monkeypatch
+):
+    """Beyond the deadline, and what its own loop grants the other one in addition."""
+    monkeypatch.setattr("lghard.postgres.io_thread.GRACE", 0.05)
+    async with impatient(proxy.conninfo(lghard_database)) as saver:
+
+        async def put_30():
+            async with impatient(proxy.conninfo(lghard_database)) as other:
+                await asyncio.gather(*await begin(other, 30))
+
+        proxy.latency = 0.05
+        await asyncio.to_thread(asyncio.run, put_30())
+        assert saver
+    assert 30 == len(await threads(lghard_database))
+
+
 # Bounds
 
 

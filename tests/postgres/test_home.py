@@ -732,7 +732,7 @@ async def test_a_deadline_holds_though_the_thread_hangs(
 ) -> None:
     """And the error says what did not answer."""
     monkeypatch.setattr(io_thread, "STOP_TIMEOUT", 0.05)
-    monkeypatch.setattr(home_module, "_GRACE", 0.05)
+    monkeypatch.setattr(io_thread, "GRACE", 0.05)
     async with entered(2, conninfo) as loops:
         loops[1].saver.deadline = 0.05
         with (
