@@ -85,7 +85,8 @@ class HardenedAsyncPostgresSaver(Operating, AsyncPostgresSaver):  # type: ignore
         conn: an open pool. A single connection is refused: once lost, it is lost for good.
         pipe: refused, since it belongs to a single connection.
         serde: how values are encoded; the base class' own by default.
-        deadline: seconds that one operation may take in all, retries included.
+        deadline: seconds that one operation may take in all, retries included. While it stands in
+            line, and others are served before it, it has time.
         attempt_timeout: seconds that the server may take to answer one attempt.
         fence: seconds for which nothing can be written to a thread that was deleted, so that a run
             that is still at work does not bring it back; None for no fence, as upstream. It has a
@@ -576,7 +577,8 @@ async def open_checkpointer(
             open pool, which stays open afterwards and belongs to the event loop that opened it.
         serde: how values are encoded; upstream's `JsonPlusSerializer` by default.
         setup: create or migrate LangGraph's tables first.
-        deadline: seconds that one operation may take in all, retries included.
+        deadline: seconds that one operation may take in all, retries included. While it stands in
+            line, and others are served before it, it has time.
         attempt_timeout: seconds that the server may take to answer one attempt.
         fence: seconds for which nothing can be written to a thread that was deleted; None for no
             fence, as upstream.
