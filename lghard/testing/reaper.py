@@ -51,7 +51,7 @@ _WATCH_INTERVAL = 0.2
 _POLL_INTERVAL = 0.01
 _ATTEMPTS = 3
 _ORPHANS_GRACE = 1.0
-_LAST_WORD = 5.0
+_LAST_WORD = 30.0
 """Seconds for a process to vanish after SIGKILL, and for its folder to become removable."""
 _CLOCK_TOLERANCE = 2.0
 """psutil derives a process's creation time from the wall clock, which NTP may move meanwhile."""
