@@ -137,9 +137,11 @@ class _Reader:
         self._view = view
         self._core = core
         self._definitions: dict[str, Core] = {}
+        self._is_dumped = True
 
     def read(self) -> None:
         core = self._unwrap(self._core, self._view)
+        self._is_dumped = core.get("type") != "dataclass"
         self._view.custom_init = bool(core.get("custom_init"))
         inner = self._unwrap(core.get("schema", {}), self._view)
         self._view.computed = [c["property_name"] for c in inner.get("computed_fields", ())]
@@ -181,8 +183,8 @@ class _Reader:
         read = set(_keys(alias)) if alias is not None and by_alias else set()
         if alias is None or by_name:
             read.add(name)
-        written = name
-        if config.get("serialize_by_alias"):
+        written = name  # by LangGraph, if it is a dataclass
+        if config.get("serialize_by_alias") and self._is_dumped:
             written = entry.get("serialization_alias") or name
         view = FieldView(written, frozenset(read), strict=bool(config.get("strict")))
         view.excluded = bool(

@@ -13,7 +13,7 @@ from typing import Any
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from lghard.state.compare import attributes
-from lghard.state.core_schema import doubt_of
+from lghard.state.core_schema import doubt_of, view_of
 from lghard.state.doubts import unwritten
 from lghard.state.looking import (
     Found,
@@ -104,9 +104,11 @@ def _plan(kind: type) -> ModelPlan:
     schema = in_class(kind, "__pydantic_core_schema__")
     if type(schema) is not dict:
         return ModelPlan(code="a schema that is not built yet")
+    if meta := _own_metaclass(kind):  # which may run when the class is asked for anything
+        return ModelPlan(code=meta)
     code = _own_part(kind) or _own_function(schema)
     fields, config, root = _fields(schema)
-    aliased = _aliased(fields, config)
+    aliased = _aliased(kind)
     if is_dataclass(kind):  # whose fields LangGraph stores itself, by their names
         simple = None if code or aliased else _simple(fields, config)
         return ModelPlan(code=code, aliased=aliased, simple=simple)
@@ -282,30 +284,14 @@ def _outer(model_field: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def _aliased(fields: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, bool]:
-    """Fields that are stored under a name by which they are not read."""
+def _aliased(kind: type) -> dict[str, bool]:
+    """Fields that are stored under a name by which they are not read; true if with a default."""
+    view = view_of(kind)
     return {
-        name: found["schema"].get("type") == "default"
-        for name, found in fields.items()
-        if _stored_name(name, found, config) not in _read_names(name, found, config)
+        name: not found.required
+        for name, found in (view.fields if view else {}).items()
+        if found.written not in found.read
     }
-
-
-def _stored_name(name: str, found: dict[str, Any], config: dict[str, Any]) -> str:
-    alias = found.get("serialization_alias") if config.get("serialize_by_alias") else None
-    return name if alias is None else str(alias)
-
-
-def _read_names(name: str, found: dict[str, Any], config: dict[str, Any]) -> set[str]:
-    alias = found.get("validation_alias")
-    by_name = config.get("populate_by_name") or config.get("validate_by_name")
-    names = {name} if alias is None or by_name else set()
-    if alias is None or config.get("validate_by_alias") is False:
-        return names
-    if type(alias) is str:
-        return names | {alias}
-    paths = [alias] if type(alias[0]) is not list else alias
-    return names | {path[0] for path in paths if len(path) == 1}
 
 
 def _simple(

@@ -619,6 +619,8 @@ CASES = [Case(*case) for case in (
     ('coded.Strict((1,2))', lambda: coded.Strict((1,2)), 'LGS216 LGS207'),
     ('coded.Checked((1,2))', lambda: coded.Checked((1,2)), 'LGS404'),
     ('coded.Renamed(A=3)', lambda: coded.Renamed(A=3), 'LGS201'),
+    ('coded.RenamedTwice(A=3)', lambda: coded.RenamedTwice(A=3), 'LGS201'),
+    ('coded.RenamedWithCode(A=3)', lambda: coded.RenamedWithCode(A=3), 'LGS201 LGS404'),
     ('coded.Renamed()', lambda: coded.Renamed(), ''),
     ('coded.Derived(1)', lambda: coded.Derived(1), ''),
     ('coded.Emptied({1})', lambda: coded.Emptied({1}), 'LGS404'),

@@ -210,6 +210,20 @@ class Renamed:
     a: int = Field(1, alias="A")
 
 
+@pydantic_dataclass(config=ConfigDict(serialize_by_alias=True))
+class RenamedTwice:
+    a: int = Field(1, alias="A")
+
+
+@pydantic_dataclass(config=ConfigDict(serialize_by_alias=True))
+class RenamedWithCode:
+    a: int = Field(1, alias="A")
+
+    def __post_init__(self) -> None:
+        if not self.a:
+            raise ValueError("no a")
+
+
 @pydantic_dataclass
 class Derived:
     a: int

@@ -1045,6 +1045,7 @@ case("nested ones", coded.Nested,
 case("strict one", coded.Strict, lambda: [coded.Strict((1, 2))], "LGS216")
 case("one in a model", coded.WithTyped, lambda: [coded.WithTyped(typed=coded.Typed((1, 2)))])
 case("renamed field", coded.Renamed, lambda: [coded.Renamed(A=3)], "LGS201")
+case("twice renamed", coded.RenamedTwice, lambda: [coded.RenamedTwice(A=3)], "LGS201")
 case("duck that dumps", coded.Dumps, lambda: [coded.Dumps(1, "x")], "LGS404")
 case("duck by vars", coded.Dict, lambda: [coded.Dict(1)], "LGS404")
 case("forgetful duck", coded.Forgetful, lambda: [coded.Forgetful("ada", "secret")], "LGS210")
