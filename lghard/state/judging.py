@@ -4,12 +4,11 @@ The order is that of `_msgpack_default` in langgraph.checkpoint.serde.jsonplus: 
 decides. Nothing here runs code of the object.
 """
 
-import dataclasses
 import inspect
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, EnumMeta
@@ -37,10 +36,9 @@ from lghard.state.doubts import rebuild_doubt
 from lghard.state.inline import inline_surrogate
 from lghard.state.looking import (
     class_dict,
+    class_dict_of_bases,
     in_class,
     inherits,
-    is_generated,
-    is_remembered,
     is_trusted,
     lookup_problem,
     module_of,
@@ -52,10 +50,9 @@ from lghard.state.looking import (
 )
 from lghard.state.models import is_dataclass, is_simple, name_problem, plan_of, stored_fields
 from lghard.state.paths import ROOT, Path
+from lghard.state.rebuilding import CLASS_VAR, INIT_VAR, Note, constructor, undeclared, unset
 from lghard.state.report import Severity
 from lghard.state.rules import RULES
-
-Note = tuple[str, Path, Mapping[str, object]]
 
 
 class Place(NamedTuple):
@@ -375,11 +372,6 @@ def _is_duck(kind: type, value: object) -> bool:
     return not _is_namedtuple(kind, value) and _duck(kind, value) is not None
 
 
-def class_dict_of_bases(kind: type) -> set[str]:
-    """All names that a class and its bases define."""
-    return {name for base in mro_of(kind) for name in class_dict(base)}
-
-
 def _ducked(path: Path, value: Any, place: Place) -> Verdict:
     kind = type(value)
     if place.dumped and type(in_class(kind, "__dataclass_fields__")) is dict:
@@ -426,7 +418,7 @@ def _namedtuple(path: Path, value: Any, place: Place) -> Verdict:
     code = own_code(kind, "__new__", "__init__", "_asdict", "__iter__", "__getattribute__")
     if code:
         notes.append(("LGS404", path, {"type": spelled(kind), "code": code}))
-    notes += _undeclared(path, value, ())
+    notes += undeclared(path, value, ())
     fields = zip(in_class(kind, "_fields"), tuple.__iter__(value), strict=False)
     inside = place.inside(kind)
     if place.dumped:
@@ -534,105 +526,20 @@ def _dataclass(path: Path, value: Any, place: Place) -> Verdict:
     held = attributes(value)
     notes = [*_named(path, kind, "a dict")]
     if not place.dumped:
-        notes += _constructor(path, kind, fields)
-        kept = {n for n, f in fields.items() if f._field_type is not _CLASS_VAR}
-        notes += _undeclared(path, value, kept)
+        notes += constructor(path, kind, fields)
+        kept = {n for n, f in fields.items() if f._field_type is not CLASS_VAR}
+        notes += undeclared(path, value, kept)
     inside = place.inside(kind)
-    real = [n for n, f in fields.items() if getattr(f, "_field_type", None) is not _INIT_VAR]
-    real = [n for n in real if fields[n]._field_type is not _CLASS_VAR]
-    unset = [n for n in real if n not in held]
-    notes += [_unset(path, kind, name) for name in unset]
+    real = [n for n, f in fields.items() if getattr(f, "_field_type", None) is not INIT_VAR]
+    real = [n for n in real if fields[n]._field_type is not CLASS_VAR]
+    missing = [n for n in real if n not in held]
+    notes += [unset(path, kind, name) for name in missing]
     inner = tuple((path.attribute(n), held[n], inside) for n in real if n in held)
     return Verdict(tuple(notes), inner, boxed=not place.dumped, stored_as=_stored(kind))
 
 
-def _unset(path: Path, kind: type, name: str) -> Note:
-    """A field that its instance does not hold: a default of the class, a property, or nothing."""
-    found = in_class(kind, name)
-    place = path.attribute(name)
-    if type(found) in (str, int, float, bool, type(None)) and name in class_dict_of_bases(kind):
-        return "LGS404", place, {"type": spelled(kind), "code": name}
-    if found is None or inspect.ismemberdescriptor(found):
-        return "LGS111", place, {"error": "AttributeError", "type": spelled(kind)}
-    return "LGS404", place, {"type": spelled(kind), "code": name}
-
-
 def _same(value: object, default: object) -> bool:
     return next(differences(default, value, ROOT), None) is None
-
-
-# Private names of dataclasses: its `fields()` leaves both kinds out, the constructor does not.
-_INIT_VAR: Any = dataclasses._FIELD_INITVAR  # type: ignore[attr-defined]
-_CLASS_VAR: Any = dataclasses._FIELD_CLASSVAR  # type: ignore[attr-defined]
-
-
-def _constructor(path: Path, kind: type, fields: dict[str, Any]) -> list[Note]:  # noqa: PLR0911
-    """Whether calling the class with its fields makes the same object again."""
-    if is_trusted(module_of(kind)) and not inherits(kind, "langgraph", "Command"):
-        return []
-    name = spelled(kind)
-    bare = [n for n, f in fields.items() if f._field_type not in (_INIT_VAR, _CLASS_VAR)]
-    variables = [n for n, f in fields.items() if f._field_type is _INIT_VAR]
-    without = [n for n in bare if not fields[n].init]
-    if without:
-        return [("LGS214", path, {"type": name, "why": f"{without[0]} has init=False"})]
-    needed = [n for n in variables if not _has_default(fields[n])]
-    if needed:
-        return [("LGS214", path, {"type": name, "why": f"{needed[0]} is an InitVar"})]
-    init: Any = in_class(kind, "__init__")
-    if "__pydantic_validator__" in class_dict_of_bases(kind):  # a base is pydantic's, it is not
-        return [("LGS404", path, {"type": name, "code": "pydantic's validation"})]
-    if not is_generated(init):
-        return [_own_init(path, name, init, bare)]
-    missing = [n for n in bare if n not in init.__code__.co_varnames]
-    if missing:
-        return [("LGS214", path, {"type": name, "why": f"__init__ does not take {missing[0]}"})]
-    code = own_code(kind, "__post_init__", "__new__", "__setattr__", *_DYNAMIC)
-    meta = None if is_trusted(module_of(type(kind))) else f"metaclass {name_of(type(kind))}"
-    described = next(
-        (
-            n
-            for n in bare
-            if hasattr(type(in_class(kind, n)), "__set__")
-            and not inspect.ismemberdescriptor(in_class(kind, n))
-        ),
-        None,
-    )
-    found = code or meta or described
-    return [("LGS404", path, {"type": name, "code": found})] if found else []
-
-
-def _own_init(path: Path, name: str, init: Any, fields: list[str]) -> Note:
-    """A constructor that somebody wrote: whether it can be called with the fields, at least."""
-    code = getattr(init, "__code__", None)
-    taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ()
-    anything = code is None or code.co_flags & inspect.CO_VARKEYWORDS
-    missing = [field for field in fields if field not in taken]
-    if missing and not anything:
-        return "LGS214", path, {"type": name, "why": f"__init__ does not take {missing[0]}"}
-    return "LGS404", path, {"type": name, "code": "__init__"}
-
-
-_DYNAMIC = ("__getattr__", "__getattribute__", "__class__")
-
-
-def _has_default(field: Any) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is not missing or field.default_factory is not missing
-
-
-def _undeclared(path: Path, value: Any, fields: Any) -> list[Note]:
-    """What an object holds beside its fields."""
-    name = spelled(type(value))
-    return [
-        ("LGS203", path.attribute(n), {"model": name, "attribute": n})
-        for n in attributes(value)
-        if n not in fields and n not in _CACHED_BY_PYDANTIC
-        if not is_remembered(type(value), n)
-    ]
-
-
-_CACHED_BY_PYDANTIC = {"__pydantic_fields_set__", "__pydantic_initialised__"}
 
 
 def _item(path: Path, value: Any, place: Place) -> Verdict:
@@ -683,7 +590,7 @@ def _derived(path: Path, value: Any, place: Place, base: type, rule: str, back: 
         verdict = (_deque if base is deque else _members)(path, value, place)
     else:
         verdict = Verdict(tuple(_named(path, kind, back)), stored_as=_stored(kind))
-    notes = [*verdict.findings, *_undeclared(path, value, _BASE_SLOTS)]
+    notes = [*verdict.findings, *undeclared(path, value, _BASE_SLOTS)]
     # Anything of its own may run when it is made anew, or answer when it is asked.
     own = next(
         (

@@ -49,6 +49,11 @@ def inherits(kind: type, module: str, *names: str) -> bool:
     )
 
 
+def class_dict_of_bases(kind: type) -> set[str]:
+    """All names that a class and its bases define."""
+    return {name for base in mro_of(kind) for name in class_dict(base)}
+
+
 def in_class(kind: type, name: str) -> Any:
     """What a class, or the first of its bases that has it, has under this name; None if none."""
     for base in mro_of(kind):
