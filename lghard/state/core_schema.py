@@ -144,6 +144,9 @@ class _Reader:
         self._is_dumped = core.get("type") != "dataclass"
         self._view.custom_init = bool(core.get("custom_init"))
         inner = self._unwrap(core.get("schema", {}), self._view)
+        if core.get("root_model") or "fields" not in inner:  # whatever fields its root has
+            self._view.fields["root"] = self._field("root", {"schema": inner})
+            return
         self._view.computed = [c["property_name"] for c in inner.get("computed_fields", ())]
         fields = inner.get("fields", ())
         named = fields.items() if isinstance(fields, Mapping) else ((f["name"], f) for f in fields)
@@ -152,8 +155,6 @@ class _Reader:
                 self._view.init_only.append(name)
             else:
                 self._view.fields[name] = self._field(name, entry)
-        if "fields" not in inner:
-            self._view.fields["root"] = self._field("root", {"schema": inner})
 
     def _unwrap(self, core: Core, view: ModelView) -> Core:
         """Through the functions around a model, to the model."""

@@ -18,8 +18,10 @@ from lghard.state.doubts import unwritten
 from lghard.state.looking import (
     Found,
     class_dict,
+    class_dict_of_bases,
     definers,
     in_class,
+    inherits,
     is_generated,
     is_remembered,
     is_trusted,
@@ -128,8 +130,10 @@ def _plan(kind: type) -> ModelPlan:
 
 def is_dataclass(kind: type) -> bool:
     """Whether it is a dataclass that pydantic validates, which makes of a list a tuple again."""
-    held = class_dict(kind)
-    return "__pydantic_core_schema__" in held and "__dataclass_fields__" in held
+    for base in mro_of(kind):
+        if "__dataclass_fields__" in class_dict(base):
+            return "__pydantic_core_schema__" in class_dict(base)
+    return False
 
 
 def _own_serializer(schema: dict[str, Any]) -> dict[str, Any] | None:
@@ -260,6 +264,8 @@ def _fields(schema: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str
             continue
         if node.get("type") in ("model", "dataclass"):
             config, root = node.get("config", {}), bool(node.get("root_model"))
+        if root:
+            break
         if node.get("type") == "model-fields":
             return node["fields"], config, root
         if node.get("type") == "dataclass-args":
@@ -326,16 +332,29 @@ def _simple_types(schema: dict[str, Any]) -> frozenset[type] | None:
     return None
 
 
-def name_problem(kind: type) -> Found | None:
-    """What goes wrong when a model is looked up by its name."""
+def name_problem(kind: type, model: Any = None) -> Found | None:
+    """What goes wrong when a model is looked up by its name.
+
+    Args:
+        kind: its class.
+        model: the model. One whose root is dumped to a dict is made again from what is in that.
+    """
     plan = plan_of(kind)
-    if plan.root:
+    if plan.root and not _is_dumped_to_dict(attributes(model).get("root")):
         return Found("LGS223", {"type": spelled(kind), "back": "what it holds"})
     problem = lookup_problem(kind, "a dict")
     generated = "[" in name_of(kind) or class_dict(kind).get("__module__") is None
     if problem and generated and problem.rule != "LGS211":
         return Found("LGS223", {"type": spelled(kind), "back": "a dict"})
     return problem
+
+
+def _is_dumped_to_dict(value: object) -> bool:
+    kind = type(value)
+    if inherits(kind, "pydantic.root_model", "RootModel"):
+        return _is_dumped_to_dict(attributes(value).get("root"))
+    fields = {"__pydantic_fields__", "__dataclass_fields__"}
+    return kind is dict or bool(fields & class_dict_of_bases(kind))
 
 
 def is_simple(model: Any, plan: ModelPlan) -> bool:
@@ -384,8 +403,14 @@ def revive(model: Any) -> tuple[Any, str | None]:
     try:
         return kind(**values), None
     except Exception as refused:  # as LangGraph does
-        unvalidated = values if is_dataclass(kind) else kind.model_construct(**values)
-        return unvalidated, type(refused).__name__
+        return _unvalidated(kind, values), type(refused).__name__
+
+
+def _unvalidated(kind: Any, values: dict[str, Any]) -> Any:
+    try:
+        return values if is_dataclass(kind) else kind.model_construct(**values)
+    except Exception:  # what was stored, then
+        return values
 
 
 __all__ = [

@@ -312,7 +312,7 @@ class Walk:
         model, kind = step.value, type(step.value)
         for rule, path, fields in verdict.findings:
             self.add(rule, path, **fields)
-        problem = name_problem(kind)
+        problem = name_problem(kind, model)
         if problem:
             self.add(problem.rule, step.path, **problem.fields)
         self._profile(step)

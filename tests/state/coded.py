@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    RootModel,
     field_serializer,
     field_validator,
     model_serializer,
@@ -172,7 +173,12 @@ class CodedAndAliased(BaseModel):
         return value
 
 
-# Dataclasses that pydantic validates
+# Dataclasses that pydantic validates, and models of a root
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    a: int
 
 
 @pydantic_dataclass
@@ -238,6 +244,44 @@ class Emptied:
 
 class WithTyped(BaseModel):
     typed: Typed
+
+
+@pydantic_dataclass
+class Decorated:
+    pair: tuple[int, int]
+
+
+class Undecorated(Decorated):
+    pass
+
+
+@dataclasses.dataclass
+class DecoratedByPython(Decorated):
+    more: int = 0
+
+
+class RootOfDict(RootModel[dict[str, int]]):
+    pass
+
+
+class RootOfModel(RootModel[AllOfIt]):
+    pass
+
+
+class RootOfDataclass(RootModel[Frozen]):
+    pass
+
+
+class RootOfTyped(RootModel[Typed]):
+    pass
+
+
+class RootOfNumbers(RootModel[dict[int, str]]):
+    pass
+
+
+class RootOfList(RootModel[list[int]]):
+    pass
 
 
 # What LangGraph takes for a model, because of the name of a method
@@ -333,11 +377,6 @@ class Odd(str):
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Odd
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    a: int
 
 
 class Colour(Enum):
