@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, EnumMeta
@@ -30,6 +30,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import ormsgpack
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from lghard.state.compare import attributes, differences
 from lghard.state.doubts import rebuild_doubt
@@ -171,6 +172,8 @@ def _key(path: Path, key: Any, *, dumped: bool = False) -> list[Note]:  # noqa: 
     if kind is str:
         bad = inline_surrogate(key) is not None
         return [("LGS104", place, {"type": "str with a surrogate"})] if bad else []
+    if Enum in mro and _has_own_value(kind):
+        return [("LGS302", place, {"type": spelled(kind), "back": "its value"})]
     if Enum in mro:
         member = attributes(key).get("_value_")
         back = {"type": spelled(kind), "back": type(member).__name__}
@@ -240,8 +243,8 @@ def _deque(path: Path, value: deque[Any], place: Place) -> Verdict:
 
 def _datetime(path: Path, value: datetime, place: Place) -> Verdict:  # noqa: ARG001
     zone = value.tzinfo
-    if type(zone) is timezone and zone.utcoffset(None).microseconds:
-        return _noted("LGS305", path, back="an offset without microseconds")
+    if type(zone) is timezone and timedelta() < abs(zone.utcoffset(None)) < timedelta(seconds=1):
+        return _noted("LGS305", path, back="UTC")
     if zone is not None and type(zone) is not timezone:
         back = "a fixed offset" if is_trusted(module_of(type(zone))) else "what its code says"
         return _noted("LGS305", path, back=back)
@@ -431,17 +434,19 @@ def _enum(path: Path, value: Any, place: Place) -> Verdict:
     kind = type(value)
     member = own_attributes(value).get("_value_")
     notes = [*_named(path, kind, f"{type(member).__name__}")]
-    overridden = in_class(kind, "value") is not class_dict(Enum).get("value")
-    if overridden or not issubclass(EnumMeta, type(kind)) or own_code(kind, "__getattr__"):
+    if _has_own_value(kind):
         notes.append(("LGS404", path, {"type": spelled(kind), "code": "value"}))
-    inner_notes = [*_all_notes(path.attribute("value"), member)]
-    trouble = _not_found(path, kind, member, inner_notes)
-    inner = () if inner_notes else ((path.attribute("value"), member, place.inside(kind)),)
+        return Verdict(tuple(notes), boxed=True, stored_as=_stored(kind))
+    within = _Within(path.attribute("value"), member)
+    trouble = _not_found(path, kind, within)
+    inner = () if within.notes else ((path.attribute("value"), member, place.inside(kind)),)
     return Verdict((*notes, *trouble), inner, boxed=True, stored_as=_stored(kind))
 
 
-# More than so much in the value of a member is not looked at.
-_MANY = 10_000
+def _has_own_value(kind: type) -> bool:
+    """Whether code of the class says what the value of a member is."""
+    overridden = in_class(kind, "value") is not class_dict(Enum).get("value")
+    return overridden or not issubclass(EnumMeta, type(kind)) or bool(own_code(kind, "__getattr__"))
 
 
 def member_notes(path: Path, kind: type, member: object) -> tuple[Note, ...]:
@@ -452,46 +457,79 @@ def member_notes(path: Path, kind: type, member: object) -> tuple[Note, ...]:
         kind: its class.
         member: its value.
     """
-    return _not_found(path, kind, member, [*_all_notes(path.attribute("value"), member)])
+    return _not_found(path, kind, _Within(path.attribute("value"), member))
 
 
-def _not_found(path: Path, kind: type, member: object, notes: list[Note]) -> tuple[Note, ...]:
-    raising = [note for note in notes if RULES[note[0]].severity is Severity.ERROR]
+# More than so much in the value of a member is not looked at.
+_MANY = 10_000
+
+
+class _Within:
+    """All that is in the value of a member, and about it.
+
+    Attributes:
+        value: the value.
+        notes: about it and what is in it; that something is not equal to itself, too.
+        is_known: whether no code of anybody's is in it.
+    """
+
+    def __init__(self, path: Path, value: Any) -> None:
+        self.value = value
+        self.notes: list[Note] = []
+        self.is_known = True
+        steps = [(path, value, Place("a member"))]
+        for _ in range(_MANY):
+            if not steps:
+                return
+            steps += self._look(*steps.pop())
+        self.notes.append(("LGS404", path, {"type": spelled(type(value)), "code": "its size"}))
+        self.is_known = False
+
+    def _look(self, path: Path, value: Any, place: Place) -> tuple[tuple[Path, Any, Place], ...]:
+        kind, verdict = type(value), judge(path, value, place)
+        self.is_known = self.is_known and all(map(_is_inert, mro_of(kind)))
+        self.notes += verdict.findings
+        is_nan = (kind is float and isnan(value)) or (kind is Decimal and value.is_nan())
+        if is_nan:
+            self.notes.append(("LGS227", path, {"was": "nan", "became": "another nan"}))
+        if verdict.model and (not is_simple(value, plan_of(kind)) or name_problem(kind)):
+            self.notes.append(("LGS404", path, {"type": spelled(kind), "code": "its validation"}))
+        return verdict.inner
+
+
+def _not_found(path: Path, kind: type, within: _Within) -> tuple[Note, ...]:
+    raising = [note for note in within.notes if RULES[note[0]].severity is Severity.ERROR]
     if raising:
         return tuple(raising)
-    if not notes or _still_equal(member, notes):
+    if not within.notes or _is_found(within):
         return ()
     own = own_code(kind, "_missing_")
-    if own or {"LGS404"} == {rule for rule, _, _ in notes}:
+    if own or {"LGS404"} == {rule for rule, _, _ in within.notes}:
         return (("LGS404", path, {"type": spelled(kind), "code": own or "its value"}),)
     return (("LGS222", path, {"type": spelled(kind)}),)
 
 
-def _all_notes(path: Path, value: object) -> Iterator[Note]:
-    """All about a value and what is in it; that it is not equal to itself, too."""
-    steps: list[tuple[Path, Any, Place]] = [(path, value, Place("a member"))]
-    for _ in range(_MANY):
-        if not steps:
-            return
-        here, held, place = steps.pop()
-        verdict = judge(here, held, place)
-        yield from verdict.findings
-        if type(held) is float and isnan(held):
-            yield "LGS227", here, {"was": "nan", "became": "another nan"}
-        kind = type(held)
-        if verdict.model and (not is_simple(held, plan_of(kind)) or name_problem(kind)):
-            yield "LGS404", here, {"type": spelled(kind), "code": "its validation"}
-        steps.extend(verdict.inner)
-    yield "LGS404", path, {"type": spelled(type(value)), "code": "its size"}
+def _is_found(within: _Within) -> bool:
+    """Whether what comes back of a value finds it: as a key, or by being equal to it."""
+    value = within.value
+    if not within.is_known:
+        return False
+    serializer = JsonPlusSerializer(allowed_msgpack_modules=True)
+    became = serializer.loads_typed(serializer.dumps_typed([value]))[0]
+    return bool(value == became) and (_is_key(value) or not _is_key(became))
 
 
-def _still_equal(member: Any, notes: list[Note]) -> bool:
-    """Whether what comes back of a value, of another type, is equal and has the same hash."""
-    rules, kind = {rule for rule, _, _ in notes}, type(member)
-    if rules == {"LGS305"} and kind is datetime and type(member.tzinfo) is ZoneInfo:
-        return bool(member == member.replace(tzinfo=timezone(member.utcoffset() or timedelta())))
-    plain = str in mro_of(kind) or int in mro_of(kind)
-    return rules == {"LGS303"} and plain and own_code(kind, "__eq__", "__hash__") is None
+def _is_inert(kind: type) -> bool:
+    """Whether no code in a class is anybody's; what only gives a name to its base has none."""
+    return is_trusted(module_of(kind)) or class_dict(kind).keys() <= _INERT
+
+
+def _is_key(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _send(path: Path, value: Any, place: Place) -> Verdict:

@@ -665,6 +665,13 @@ CASES = [Case(*case) for case in (
     ('coded.Object.HUGE', lambda: coded.Object.HUGE, 'LGS103'),
     ('coded.Object.FRACTION', lambda: coded.Object.FRACTION, 'LGS102'),
     ('coded.Object.CALL', lambda: coded.Object.CALL, 'LGS102'),
+    ('coded.Shape.NOT_A_NUMBER', lambda: coded.Shape.NOT_A_NUMBER, 'LGS222'),
+    ('coded.Shape.ORDERED', lambda: coded.Shape.ORDERED, ''),
+    ('coded.Shape.BOUNDED', lambda: coded.Shape.BOUNDED, ''),
+    ('coded.Moment.TWICE', lambda: coded.Moment.TWICE, ''),
+    ('coded.Valued.HALF', lambda: coded.Valued.HALF, 'LGS404'),
+    ("an offset of seconds and microseconds", lambda: datetime(2020, 1, 1, tzinfo=timezone(timedelta(seconds=1, microseconds=1))), ""),
+    ("minus a microsecond", lambda: datetime(2020, 1, 1, tzinfo=timezone(timedelta(microseconds=-1))), "LGS305"),
     ('coded.Lenient.PAIR', lambda: coded.Lenient.PAIR, 'LGS404'),
     ('coded.Bits.ONE|coded.Bits.TWO', lambda: coded.Bits.ONE|coded.Bits.TWO, ''),
 )]

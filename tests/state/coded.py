@@ -5,6 +5,7 @@ import dataclasses
 import ipaddress
 import pathlib
 import re
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime, time
 from decimal import Decimal
@@ -357,6 +358,7 @@ class Moment(Enum):
     ZONED = datetime(2020, 7, 1, tzinfo=ZoneInfo("Europe/Paris"))
     FOLDED = datetime(2020, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Paris"), fold=1)
     HOUR = time(1, 2)
+    TWICE = datetime(2020, 10, 25, 2, 30, fold=1)
 
 
 class Shape(Enum):
@@ -365,6 +367,9 @@ class Shape(Enum):
     LISTS = [[1], [2]]
     WITH_TUPLE = [(1, 2)]
     WITH_NAN = [float("nan")]
+    NOT_A_NUMBER = Decimal("NaN")
+    ORDERED = OrderedDict(a=1)
+    BOUNDED = deque([1], maxlen=2)
 
 
 class Text(str):
@@ -396,6 +401,14 @@ class Object(Enum):
     HUGE = 1 << 70
     FRACTION = Fraction(1, 3)
     CALL = member(len)
+
+
+class Valued(Enum):
+    HALF = Fraction(1, 2)
+
+    @property
+    def value(self) -> str:
+        return "half"
 
 
 class Lenient(Enum):
