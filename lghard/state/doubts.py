@@ -68,7 +68,14 @@ def serializer_doubt(function: Any, *, takes: int, handler: bool) -> Doubt:
     returned = [node.value for node in body if isinstance(node, ast.Return)]
     returned += [tree.body] if isinstance(tree, ast.Lambda) else []
     doubts = {_of_serialized(each, value, own) for each in returned} or {"forgets"}
+    calls = (node for node in body if isinstance(node, ast.Call))
+    if "no" in doubts and any(_touches(call, value) and not _calls(call, own) for call in calls):
+        doubts.add("unknown")
     return doubts.pop() if len(doubts) == 1 else "unknown"
+
+
+def _calls(call: ast.Call, name: str | None) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id == name
 
 
 def _of_serialized(  # noqa: PLR0911 - a case for each kind of expression
@@ -266,13 +273,25 @@ def _of_returned(value: ast.expr | None, given: str) -> Doubt:
             return "unknown"
 
 
-def _assigns(node: ast.AST, name: str) -> bool:
-    if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete | ast.For):
-        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-        return any(
-            t is not None and (_root(t) == name or not isinstance(t, ast.Name)) for t in targets
-        )
-    return isinstance(node, ast.NamedExpr) and node.target.id == name
+def _assigns(node: ast.AST, name: str) -> bool:  # noqa: PLR0911 - a case for each kind of node
+    """Whether a name may mean something else from here on, or what it means be changed in place."""
+    match node:
+        case ast.Name(id=other, ctx=ast.Store() | ast.Del()):
+            return other == name
+        case (
+            ast.Attribute(ctx=ast.Store() | ast.Del()) | ast.Subscript(ctx=ast.Store() | ast.Del())
+        ):
+            return _root(node) == name
+        case ast.ExceptHandler(name=other) | ast.MatchAs(name=other) | ast.MatchStar(name=other):
+            return other == name
+        case ast.FunctionDef(name=other) | ast.AsyncFunctionDef(name=other):
+            return other == name
+        case ast.ClassDef(name=other) | ast.alias(asname=other):
+            return other == name
+        case ast.Nonlocal(names=names) | ast.Global(names=names):
+            return name in names
+        case _:
+            return False
 
 
 def _touches(call: ast.Call, name: str) -> bool:

@@ -7,6 +7,7 @@ import pathlib
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime, time
 from decimal import Decimal
 from enum import Enum, Flag, member
@@ -75,6 +76,24 @@ class Short(BaseModel):
     @field_serializer("key")
     def shorten(self, value: str) -> str:
         return value[:4]
+
+
+class Rebound(BaseModel):
+    key: str
+
+    @field_serializer("key")
+    def other(self, value: str) -> str:
+        with nullcontext("other") as value:  # noqa: PLR1704
+            return value
+
+
+class Appended(BaseModel):
+    keys: list[str]
+
+    @field_serializer("keys")
+    def more(self, value: list[str]) -> list[str]:
+        value.append("more")
+        return value
 
 
 class ByLambda(BaseModel):
