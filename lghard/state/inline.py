@@ -21,16 +21,24 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 
 
-def inline_findings(path: str, value: object) -> list[Finding]:
-    """What Postgres does to this value as the value of a channel; for most, one type check."""
+def inline_findings(path: object, value: object) -> list[Finding]:
+    """What Postgres does to this value as the value of a channel; for most, one type check.
+
+    Args:
+        path: spelled only where there is something to say, or a text to look at.
+        value: what the channel holds.
+    """
     kind = type(value)
-    if kind is str:
-        return _text(path, str.__str__(value))
-    if kind is float:
-        return _number(path, float(value))  # type: ignore[arg-type]
-    if kind in (list, dict, int, bool, type(None)):
+    if kind in _NOT_TEXT:
         return []
-    return _subclass(path, value)
+    if kind is str:
+        return _text(str(path), str.__str__(value))
+    if kind is float:
+        return _number(str(path), float(value))  # type: ignore[arg-type]
+    return _subclass(str(path), value)
+
+
+_NOT_TEXT = frozenset({list, dict, int, bool, type(None)})
 
 
 def inline_surrogate(text: str) -> int | None:

@@ -151,7 +151,7 @@ class CheckedSerializer(JsonPlusSerializer):
         if self._postgres and self._verdicts.mode != "off":
             found: list[Finding] = []
             for channel, value in stored.items():
-                found += inline_findings(str(ROOT[channel]), value)
+                found += inline_findings(ROOT[channel], value)
             self._verdicts.on(Report(tuple(found), "checkpoint"))
         return stored
 

@@ -42,7 +42,7 @@ _PLAIN = (str, float, int, bool, type(None), list, dict)
 
 def _of(path: Path, item: Any) -> Iterator[Finding]:
     kind, mro = type(item), mro_of(type(item))
-    yield from inline_findings(str(path), item)
+    yield from inline_findings(path, item)
     if dict in mro:
         yield from _keys(path, item)
     if kind in _PLAIN:

@@ -154,7 +154,7 @@ def check_channel(
     path: Path, value: object, settings: Settings, *, roundtrip: bool = False
 ) -> list[Finding]:
     """Everything about what one channel holds."""
-    found = inline_findings(str(path), value) if settings.postgres else []
+    found = inline_findings(path, value) if settings.postgres else []
     stored = weight(value)
     found += size_finding(path, stored)
     quick = settings.plain and not roundtrip and not must_not_be_packed(value, stored)
