@@ -33,13 +33,13 @@ def weight(value: object) -> float:
     return max(_weight(value, 0), _spread(value))
 
 
-def must_not_be_packed(value: object, stored: float) -> bool:
-    """Whether looking by packing would copy something large. Lists are packed by pieces.
+def has_messages(value: object) -> bool:
+    """Whether it is a list of messages, as far as the first one tells: their text is not packed."""
+    return type(value) is list and bool(value) and type(value[0]) in MESSAGES
 
-    The text of messages is not packed at all; the other walk would dump them.
-    """
-    if type(value) is list and value and type(value[0]) in MESSAGES:
-        return False
+
+def must_not_be_packed(value: object, stored: float) -> bool:
+    """Whether looking by packing would copy something large. Lists are packed by pieces."""
     pieces = len(value) if type(value) is list else 1
     return stored > LARGE * 1e6 and stored / max(pieces, 1) > LARGE * 1e5
 

@@ -25,7 +25,13 @@ from lghard.state.models import (
 )
 from lghard.state.paths import ROOT, Path
 from lghard.state.quick import surely_clean
-from lghard.state.remarks import must_not_be_packed, remarks, size_finding, weight
+from lghard.state.remarks import (
+    has_messages,
+    must_not_be_packed,
+    remarks,
+    size_finding,
+    weight,
+)
 from lghard.state.report import Finding, Report, Severity
 from lghard.state.rules import finding
 from lghard.state.stored import store_findings
@@ -95,7 +101,8 @@ def check_value(
     found: list[Finding] = []
     for path, held in channels:
         found += check_channel(path, held, rules, roundtrip=roundtrip)
-    found += _refused(value, schema, channel, roundtrip=roundtrip)
+    if schema is not None:
+        found += _refused(value, schema, channel, roundtrip=roundtrip)
     return Report(tuple(dict.fromkeys(found)), f"channel {channel}" if channel else "state")
 
 
@@ -127,11 +134,16 @@ class Settings(NamedTuple):
         cls, serde: "SerializerProtocol | None", *, postgres: bool, profile: str | None
     ) -> "Settings":
         """From what a user says."""
+        if serde is None and profile is None:
+            return _USUAL if postgres else _USUAL_ELSEWHERE
         inner = getattr(serde, "serde", serde)  # of an EncryptedSerializer
         allowed = getattr(inner, "_allowed_msgpack_modules", True)
         known = None if allowed is True or inner is None else frozenset(allowed or ())
         pickles = bool(getattr(inner, "pickle_fallback", False))
         return cls(serde, known, pickles, postgres, profile == "json")
+
+
+_USUAL, _USUAL_ELSEWHERE = Settings(), Settings(postgres=False)
 
 
 def _channels(value: object, schema: object, channel: str | None) -> Iterator[tuple[Path, object]]:
@@ -155,10 +167,14 @@ def check_channel(
 ) -> list[Finding]:
     """Everything about what one channel holds."""
     found = inline_findings(path, value) if settings.postgres else []
-    stored = weight(value)
+    quick = settings.plain and not roundtrip
+    messages = has_messages(value)
+    is_clean = quick and messages and surely_clean(value)
+    stored = weight(value)  # of what has been touched by then, which is the quicker
     found += size_finding(path, stored)
-    quick = settings.plain and not roundtrip and not must_not_be_packed(value, stored)
-    if quick and surely_clean(value):
+    if quick and not messages and not must_not_be_packed(value, stored):
+        is_clean = surely_clean(value)
+    if is_clean:
         return found
     walk = Walk(settings)
     walk.channel(path, value)
