@@ -157,11 +157,19 @@ def _print_json(reports: "dict[str, Report]") -> None:
 
 def _print(report: "Report", *, notes: bool) -> None:
     shown = report if notes else report.at_least("warning")
-    hidden = len(report) - len(shown)
-    more = f"{hidden} note{'s' if hidden != 1 else ''}: --notes shows them" if hidden else ""
+    more = _count(len(report) - len(shown), report)
     if sys.stdout.isatty() and _print_tree(shown, more):
         return
     print("\n".join(filter(None, [str(shown), more])))  # noqa: T201
+
+
+def _count(hidden: int, report: "Report") -> str:
+    """How many notes there are, and how many say that only running code can tell."""
+    if not hidden:
+        return ""
+    undecided = sum(each.rule == "LGS404" for each in report)
+    what = f", {undecided} on code that only a round trip can judge" if undecided else ""
+    return f"{hidden} note{'s' if hidden != 1 else ''}{what}: --notes shows them"
 
 
 def _print_tree(report: "Report", more: str) -> bool:

@@ -36,6 +36,12 @@ def test_clean_graph(capsys):
     assert out.splitlines()[1].endswith("notes: --notes shows them")
 
 
+def test_code_that_decides(capsys):
+    """What nobody can tell without running it is counted by itself, as it may be lost."""
+    _, out, _ = run(capsys, "tests.state.coded:Iso")
+    assert "1 on code that only a round trip can judge: --notes shows them" in out.splitlines()[-1]
+
+
 def test_findings(capsys):
     """One, and a tree with rule, severity, message and fix at each path."""
     code, out, _ = run(capsys, f"{GRAPHS}.nested:graph")
