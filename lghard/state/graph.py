@@ -19,6 +19,7 @@ from langgraph.graph import StateGraph
 from langgraph.managed.base import is_managed_value
 from langgraph.pregel import Pregel
 from langgraph.pregel._utils import find_subgraph_pregel
+from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
 
 from lghard.state import core_schema, functions
@@ -294,7 +295,7 @@ class _Check:
         if id(graph) in self._graphs:
             return
         self._graphs.add(id(graph))
-        self._in_memory(graph, prefix)
+        self._backends(graph, prefix)
         unknown = self._walk.serialization.unknown
         if unknown is not None:
             self._note("LGS316", prefix or "$", annotation=f"the serializer {unknown}")
@@ -307,11 +308,15 @@ class _Check:
             self._pregel(graph, prefix)
         self._subgraphs(graph, builder, prefix)
 
-    def _in_memory(self, graph: Any, prefix: str) -> None:
+    def _backends(self, graph: Any, prefix: str) -> None:
+        """Those in memory hide what others do; what nodes put into a store has no annotation."""
         for name, kind in (("checkpointer", InMemorySaver), ("store", InMemoryStore)):
             object_ = getattr(graph, name, None)
             if isinstance(object_, kind):
                 self._note("LGS402", prefix or "$", type=type(object_).__name__)
+            elif isinstance(object_, BaseStore):
+                values = f"the type of a store's values ({type(object_).__name__})"
+                self._note("LGS316", prefix or "$", annotation=values)
 
     def _with_own_names(self, graph: Any) -> None:
         """In strict mode LangGraph adds what it finds in the annotations when it compiles."""

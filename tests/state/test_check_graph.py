@@ -16,6 +16,7 @@ from langgraph.errors import InvalidUpdateError
 from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.managed import RemainingSteps
+from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import CachePolicy, Command, Send
 from pydantic import BaseModel, SecretStr
@@ -123,6 +124,23 @@ def test_in_memory_store_is_told():
     """It keeps live objects, which Postgres does not."""
     report = check_graph(graph_of(MessagesState, store=InMemoryStore()))
     assert "InMemoryStore" in next(f.message for f in report if f.rule == "LGS402")
+
+
+class Elsewhere(BaseStore):
+    """A store that keeps its values in a database."""
+
+    def batch(self, ops):
+        raise NotImplementedError
+
+    async def abatch(self, ops):
+        raise NotImplementedError
+
+
+def test_store():
+    """Nothing tells what nodes will put there."""
+    report = check_graph(graph_of(MessagesState, store=Elsewhere()))
+    assert any("a store's values (Elsewhere)" in f.message for f in report if f.rule == "LGS316")
+    assert report.clean
 
 
 @pytest.mark.parametrize("serde", [JsonPlusSerializer(pickle_fallback=True), "server"])
