@@ -322,13 +322,11 @@ class Batches:
         self._timer, self._rings_at = None, math.inf
         now = monotonic()
         waiting = [job for line in self._lines.values() for job in line.jobs if job.is_awaited()]
+        if later := [job.expires_at for job in waiting if job.expires_at > now]:
+            self._set_timer(min(later))
         for job in waiting:
             if job.expires_at <= now:
                 self._expire(job)
-            elif job.expires_at < self._rings_at:
-                self._rings_at = job.expires_at
-        if self._rings_at < math.inf:
-            self._set_timer(self._rings_at)
 
     def _expire(self, job: Job) -> None:
         """It has waited as long as for a connection of its own, or its deadline has come."""
