@@ -51,6 +51,10 @@ class Job:
         scale: tells about how many `bytes` they will have, if there are any.
         size: about how many bytes it sends.
         alone: whether it is sent without company.
+        is_served: whether it has been done, or refused for good: those behind it are nearer.
+        waits_since: since when it waits for its turn, to be sent, or for an answer; later, if some
+            of that time does not count.
+        expires_at: when to look whether its time is over.
     """
 
     __slots__ = (
@@ -60,6 +64,7 @@ class Job:
         "expires_at",
         "found",
         "is_read",
+        "is_served",
         "is_told",
         "line",
         "operation",
@@ -87,9 +92,9 @@ class Job:
         self.alone = self.size >= LARGE
         self.found = 0
         self.is_told = False
+        self.is_served = False
         self.line: Line | None = None
-        # Since when it waits for what may count against it, and for how long.
-        self.waits_since = 0.0
+        self.waits_since = monotonic()
         self.expires_at = 0.0
         # If somebody else executes it: told when it is the first in line.
         self.turn: asyncio.Future[None] | None = None
@@ -113,12 +118,31 @@ class Job:
         """Whether an earlier attempt, of it or of what stood before it, may still be at work."""
         return self.operation.has_lost() or bool(self.line and self.line.left)
 
+    def excuse(self, since: float, until: float) -> None:
+        """Do not count what it has waited of this time."""
+        seconds = until - max(since, self.waits_since)
+        if seconds > 0.0:
+            self.waits_since += self.operation.excuse(seconds)
+
+    def serve(self) -> None:
+        """It will not be tried again."""
+        self.is_served = True
+        if self.line:
+            self.line.served_at = monotonic()
+
     def answer(self, rows: list[DictRow]) -> None:
         """It is done, and returned `rows`."""
+        self.serve()
         self.is_told = True
         self.found = _weight(rows)
         if self.done and self.is_awaited():
             self.done.set_result(rows)
+
+    def refuse(self, error: Exception) -> None:
+        """It was refused, and has had no effect."""
+        if not self.operation.may_repeat(error):
+            self.serve()
+        self.fail(error)
 
     def fail(self, error: Exception) -> None:
         """It has had no effect."""
@@ -316,7 +340,7 @@ def _tell_all(conn: Connection, jobs: Sequence[Job], segments: Sequence[Segment]
             job.alone = True  # where it may wait as long as it likes
             job.put_off()
         elif segment.error:
-            job.fail(segment.error)
+            job.refuse(segment.error)
     for segment in segments:
         if isinstance(segment.error, psycopg.errors.ReadOnlySqlTransaction):
             raise segment.error
@@ -329,7 +353,7 @@ def _answer(conn: Connection, job: Job, segment: Segment) -> None:
         try:
             rows = rows_of(conn, segment.results[-1])
         except Exception as error:  # a loader's, of a row that is not ours
-            job.fail(error)
+            job.refuse(error)
         else:
             job.answer(rows)
 

@@ -55,6 +55,9 @@ _ROUNDS: Final = 50
 # Seconds after which a batch that is still under way does not count: another one may be sent.
 _SLOW: Final = 0.1
 
+# Seconds between two looks at those whose time may be over: each look is at all who wait.
+_BETWEEN_LOOKS: Final = 0.05
+
 _BATCHES: Final = "_lghard_batches"
 
 
@@ -64,17 +67,38 @@ class Line:
     Attributes:
         left: attempts that were lost when their callers had gone. They must not come late, after
             what follows.
-        moved_at: when one of them was sent, or answered.
+        served_at: when one of them was served last.
     """
 
-    __slots__ = ("is_busy", "jobs", "left", "moved_at", "thread")
+    __slots__ = ("_excused_until", "is_busy", "jobs", "left", "served_at", "thread")
 
     def __init__(self, thread: str) -> None:
         self.thread = thread
         self.jobs: deque[Job] = deque()
         self.left: list[Attempt] = []
         self.is_busy = False  # its turn has come, or some of it is under way
-        self.moved_at = 0.0
+        self.served_at = 0.0
+        self._excused_until = 0.0
+
+    def excuse(self, others_at: float) -> None:
+        """Do not count what they have waited while others were served before them.
+
+        That is all the time until one of this line was served, and the head's, while it waits for
+        those in other lines. How long the head is under way, or stays away until it is tried again,
+        counts against all of them.
+
+        Args:
+            others_at: when those were served last for whom the head waits, if it waits for any.
+        """
+        since, until = self._excused_until, max(self.served_at, others_at)
+        if until <= since or not self.jobs:
+            return
+        self._excused_until = until
+        for job in self.jobs:
+            job.excuse(0.0, self.served_at)
+        since = max(since, self.jobs[0].waits_since)
+        for job in self.jobs:
+            job.excuse(since, others_at)
 
     def leave(self, attempt: Attempt) -> None:
         """Keep in mind that this one may still be at work, for whoever writes next."""
@@ -83,7 +107,7 @@ class Line:
 
 
 class Batches:
-    """The lines of a pool.
+    """The lines of a pool, in an event loop.
 
     Args:
         pool: where connections come from.
@@ -109,12 +133,20 @@ class Batches:
 
     @classmethod
     def of(cls, pool: AsyncConnectionPool[Connection]) -> "Batches":
-        """The one that all savers of this pool share."""
-        batches: Batches | None = vars(pool).get(_BATCHES)
-        if batches is None:
-            batches = cls(pool)
-            setattr(pool, _BATCHES, batches)
-        return batches
+        """The one that all savers of this pool share, as long as the event loop runs.
+
+        Raises:
+            ForeignLoopError: the pool belongs to another event loop.
+        """
+        if isinstance(pool, ManagedPool):
+            pool._check_loop()  # before anybody there could answer to this one
+        loop = asyncio.get_running_loop()
+        batches: dict[asyncio.AbstractEventLoop, Batches] = vars(pool).setdefault(_BATCHES, {})
+        if loop not in batches:
+            for other in [each for each in batches if each.is_closed()]:
+                del batches[other]
+            batches[loop] = cls(pool)
+        return batches[loop]
 
     async def run(self, job: Job, outage: Outage, thread: str) -> list[DictRow]:
         """The rows of `job`, which is sent together with others, as often as its rule allows.
@@ -127,9 +159,7 @@ class Batches:
         Raises:
             PoolTimeout: it could not be sent within the pool's timeout, or there was no room.
             psycopg.Error: as on a connection of its own.
-            ForeignLoopError: the pool belongs to another event loop.
         """
-        self._check_loop()
         if job.scale and thread not in self._is_large:
             if self._count:
                 return await self._weigh_and_run(job, job.scale, outage, thread)
@@ -174,31 +204,27 @@ class Batches:
         Raises:
             PoolTimeout: its turn did not come within the deadline.
             psycopg.Error: as without batches.
-            ForeignLoopError: the pool belongs to another event loop.
         """
-        self._check_loop()
         job = Job(operation, ())
         job.turn = asyncio.get_running_loop().create_future()
         try:
             await self._wait_in_line(job, job.turn, thread)
             if operation.rule is not Repeat.FREELY:
-                return await operation.run(call, outage, self._pool)
+                result = await operation.run(call, outage, self._pool)
+                job.serve()
+                return result
         finally:
             self._leave(job)
         return await operation.run(call, outage, self._pool)
 
     async def _wait_in_line(self, job: Job, turn: asyncio.Future[None], thread: str) -> None:
         await self._enter(job, thread)
-        if not await self._wait_while(turn, job, partial(self._moved_before, job)):
+        if not await self._is_told(turn, job):
             raise self._late(
                 "its turn did not come within its deadline",
                 "what stands before it in this thread is not over: look what that waits for, "
                 "or raise the deadline",
             )
-
-    def _check_loop(self) -> None:
-        if isinstance(self._pool, ManagedPool):
-            self._pool._check_loop()  # before anybody there could answer to this one
 
     async def _enter(self, job: Job, thread: str) -> None:
         if self._has_room() and not self._outside:
@@ -221,7 +247,7 @@ class Batches:
         admitted = asyncio.get_running_loop().create_future()
         self._outside[job] = thread, admitted
         try:
-            is_admitted = await self._wait_while(admitted, job, self._moved_at)
+            is_admitted = await self._is_told(admitted, job)
         finally:
             self._outside.pop(job, None)
         if not is_admitted:
@@ -230,31 +256,32 @@ class Batches:
                 "let fewer runs go on at once, or look for what holds up the database",
             )
 
-    @staticmethod
-    async def _wait_while(
-        told: asyncio.Future[None], job: Job, moved_at: Callable[[], float]
-    ) -> bool:
-        """Whether it was told, as soon as it is: at its deadline, or later while it moves."""
-        began = monotonic()
-        while not told.done():
-            await asyncio.wait({told}, timeout=job.operation.patience())
-            moved = moved_at()
-            if moved <= began or not job.operation.excuse(moved - began):
-                break
-            began = moved
+    async def _is_told(self, told: asyncio.Future[None], job: Job) -> bool:
+        """Whether it was told, as soon as it is: at its deadline, or later while others are."""
+        job.waits_since = monotonic()
+        while not told.done() and (left := self._time_left(job)) > 0:
+            await asyncio.wait({told}, timeout=left)
+        self._excuse(job)
         return told.done()
 
-    def _moved_at(self) -> float:
-        """When anybody was answered last."""
-        return max(self._in_company.moved_at, self._alone.moved_at)
+    def _time_left(self, job: Job) -> float:
+        """Seconds that it may wait still: for its turn, to be sent, or for an answer."""
+        self._excuse(job)
+        left = job.operation.remaining()
+        if job.is_under_way():
+            return left
+        # To be sent, as long as for a connection of its own.
+        longest = self._pool.timeout if job.wants_to_be_sent() else job.operation.deadline
+        return min(left, job.waits_since + longest - monotonic())
 
-    def _moved_before(self, job: Job) -> float:
-        """When something that stands before it, here or in other lines, was sent or answered."""
+    def _excuse(self, job: Job) -> None:
+        """Do not count what it has waited while others were served before it."""
         if not job.line:
-            return 0.0
-        head = job.line.jobs[0]
-        lane = self._alone if head.alone else self._in_company
-        return max(job.line.moved_at, lane.moved_at if head.wants_to_be_sent() else 0.0)
+            job.excuse(0.0, max(self._in_company.served_at, self._alone.served_at))
+        else:
+            head = job.line.jobs[0]
+            lane = self._alone if head.alone else self._in_company
+            job.line.excuse(lane.served_at if head.wants_to_be_sent() else 0.0)
 
     def _leave(self, job: Job) -> None:
         """It is over: done, or failed, or its caller has gone."""
@@ -268,6 +295,7 @@ class Batches:
         while self._outside and self._has_room():
             next_one = next(iter(self._outside))
             thread, admitted = self._outside.pop(next_one)
+            self._excuse(next_one)
             self._admit(next_one, thread)
             admitted.set_result(None)
 
@@ -294,21 +322,13 @@ class Batches:
     async def _attempt(self, job: Job) -> list[DictRow]:
         done: asyncio.Future[list[DictRow]] = asyncio.get_running_loop().create_future()
         job.begin(done)
-        self._give_time(job, monotonic())
+        job.waits_since = monotonic()
+        job.expires_at = job.waits_since + min(self._pool.timeout, job.operation.remaining())
+        if job.expires_at < self._rings_at:
+            self._set_timer(job.expires_at)
         if job.line:
             self.offer(job.line)
         return await done
-
-    def _give_time(self, job: Job, since: float) -> None:
-        """It may wait for as long as for a connection of its own, from then on."""
-        job.waits_since = since
-        left = min(since + self._pool.timeout - monotonic(), job.operation.remaining())
-        self._ring_for(job, left)
-
-    def _ring_for(self, job: Job, seconds: float) -> None:
-        job.expires_at = monotonic() + seconds
-        if job.expires_at < self._rings_at:
-            self._set_timer(job.expires_at)
 
     def _set_timer(self, at: float) -> None:
         if self._timer:
@@ -322,23 +342,20 @@ class Batches:
         self._timer, self._rings_at = None, math.inf
         now = monotonic()
         waiting = [job for line in self._lines.values() for job in line.jobs if job.is_awaited()]
+        for job in waiting:
+            if job.expires_at <= now:
+                job.expires_at = now + self._time_left(job)
         if later := [job.expires_at for job in waiting if job.expires_at > now]:
-            self._set_timer(min(later))
+            self._set_timer(max(min(later), now + _BETWEEN_LOOKS))
         for job in waiting:
             if job.expires_at <= now:
                 self._expire(job)
 
     def _expire(self, job: Job) -> None:
-        """It has waited as long as for a connection of its own, or its deadline has come."""
+        """Its time is over."""
         if job.wants_to_be_sent():
-            moved = self._moved_before(job)
-            if moved > job.waits_since and job.operation.excuse(moved - job.waits_since):
-                self._give_time(job, moved)
-            else:
-                step = "see what lghard notes on the pool"
-                job.fail(self._explained("it could not be sent", step))
-        elif left := job.operation.remaining():
-            self._ring_for(job, left)
+            step = "see what lghard notes on the pool"
+            job.fail(self._explained("it could not be sent", step))
         else:
             job.give_up(
                 psycopg.OperationalError(
@@ -371,7 +388,7 @@ class Lane:
         alone: whether it is for operations that go without company.
 
     Attributes:
-        moved_at: when a batch was answered.
+        served_at: when one of the operations was served last.
     """
 
     def __init__(
@@ -388,7 +405,7 @@ class Lane:
         self._is_alone = alone
         self._most = 1 if alone else _MOST
         self._ready: deque[Line] = deque()
-        self.moved_at = 0.0
+        self.served_at = 0.0
         # Since when the batch of each is under way; None if it comes to take the next one.
         self._senders: dict[asyncio.Task[None] | None, float | None] = {}
 
@@ -446,23 +463,19 @@ class Lane:
     def _take(self, attempt: Attempt) -> list[Job]:
         """The next batch: of each line, what stands at its head and may go together."""
         batch: list[Job] = []
-        size, now = 0, monotonic()
+        size = 0
         while self._ready and len(batch) < self._most and size < LARGE:
             line = self._ready.popleft()
+            line.excuse(self.served_at)
             taken = len(batch)
-            moved = max(line.moved_at, self.moved_at)
             for job in line.jobs:
                 if len(batch) == self._most or size >= LARGE or not self._fits(job):
                     break
-                if moved > job.waits_since:
-                    job.operation.excuse(moved - job.waits_since)
                 job.attempt = attempt
                 size += job.size
                 batch.append(job)
             if len(batch) == taken:  # they have left, or what is first now belongs elsewhere
                 self._release(line)
-            else:
-                line.moved_at = now
         return batch
 
     def _fits(self, job: Job) -> bool:
@@ -479,10 +492,9 @@ class Lane:
         finally:
             timer.cancel()
             self._senders[sender] = None
-            now = self.moved_at if conn.closed else monotonic()
-            self.moved_at = now
+            if any(job.is_served for job in batch):
+                self.served_at = monotonic()
             for line in lines:
-                line.moved_at = max(line.moved_at, now)
                 self._release(line)
 
     def _release(self, line: Line) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool
-from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from lghard.postgres.liveness import abort_after
 from lghard.postgres.settling import Attempt, Backend, Connection, Unprovable
@@ -84,6 +84,9 @@ class Operation:
         name: key of `RULES`.
         deadline: seconds that all attempts and the waits between them may take.
         attempt_timeout: seconds after which the statements of one attempt are given up.
+
+    Attributes:
+        deadline: as given, also where the operation may take longer.
     """
 
     def __init__(self, name: str, *, deadline: float, attempt_timeout: float) -> None:
@@ -92,8 +95,8 @@ class Operation:
         self.attempts = 0
         self.pool: AsyncConnectionPool[Connection] | None = None
         self.task: asyncio.Task[Any] | None = None
+        self.deadline = deadline
         self._started_at = monotonic()
-        self._deadline = deadline
         self._attempt_timeout = _LONG_ATTEMPT if name in LONG else attempt_timeout
         self._ends_at = self._started_at + (_LONG_ATTEMPT if name in LONG else deadline)
         self._excused = 0.0
@@ -106,21 +109,20 @@ class Operation:
         """Seconds until the deadline."""
         return max(0.0, self._ends_at - monotonic())
 
-    def excuse(self, seconds: float) -> bool:
+    def excuse(self, seconds: float) -> float:
         """Have the deadline come so much later: others were served before it.
 
         Returns:
-            False, and no change, if that has been ten deadlines already.
+            by how much; less than `seconds`, where it would be more than ten deadlines in all.
         """
-        if self._excused >= _LONGEST_LINE * self._deadline:
-            return False
+        seconds = min(seconds, _LONGEST_LINE * self.deadline - self._excused)
         self._excused += seconds
         self._ends_at += seconds
-        return True
+        return seconds
 
     def patience(self) -> float:
         """Seconds to wait for a pool that is not there: a long one waits no longer than others."""
-        return min(self._deadline, self.remaining())
+        return min(self.deadline, self.remaining())
 
     async def run(
         self,
@@ -139,10 +141,10 @@ class Operation:
         try:
             return await self._attempt(call, outage.budget)
         except psycopg.Error as error:
-            if not self._may_repeat(error):
+            if not self.may_repeat(error):
                 raise self._verdict(error) if self._lost else error from error.__cause__
             if self.name in LONG:
-                self._ends_at = monotonic() + self._deadline
+                self._ends_at = monotonic() + self.deadline
             with outage.noticed(self.name, error) as over:
                 result = await self._repeat(call, outage.budget)
                 over()
@@ -152,9 +154,9 @@ class Operation:
 
     async def _repeat(self, call: Callable[[], Awaitable[T]], budget: RetryBudget) -> T:
         retrying = AsyncRetrying(
-            stop=stop_before_delay(self.remaining()),
+            stop=self._is_too_late,
             wait=backoff(first=0.02, longest=1.0),
-            retry=retry_if_exception(self._may_repeat),
+            retry=retry_if_exception(self.may_repeat),
             reraise=True,
         )
         try:
@@ -162,6 +164,10 @@ class Operation:
         except psycopg.Error as error:
             raise self._verdict(error) from error.__cause__
         return result
+
+    def _is_too_late(self, state: RetryCallState) -> bool:
+        """Whether the deadline comes before the next attempt; it may have been moved meanwhile."""
+        return state.upcoming_sleep >= self.remaining()
 
     async def _attempt(self, call: Callable[[], Awaitable[T]], budget: RetryBudget) -> T:
         self.attempts += 1
@@ -192,7 +198,8 @@ class Operation:
                 raise error
         return await self._attempt(call, budget)
 
-    def _may_repeat(self, error: BaseException) -> bool:
+    def may_repeat(self, error: BaseException) -> bool:
+        """Whether another attempt may succeed."""
         return error is self._loss or is_transient(error)
 
     def _verdict(self, error: psycopg.Error) -> psycopg.Error:
@@ -201,7 +208,7 @@ class Operation:
         tried = f"lghard: {self.name} was tried {self.attempts} times in {elapsed:.1f} s"
         if isinstance(error, StillAtWork | Unprovable) and self._loss:
             error = self._loss
-        elif self._may_repeat(error):
+        elif self.may_repeat(error):
             tried += "; for a longer outage raise the deadline"
         error.add_note(tried)
         return error

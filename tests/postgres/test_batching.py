@@ -17,6 +17,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from lghard import (
     ForeignLoopError,
     HardenedAsyncPostgresSaver,
+    ManagedPool,
     open_checkpointer,
     open_pool,
 )
@@ -864,6 +865,137 @@ async def test_whose_turn_comes_in_a_line_that_moves_waits_on(lghard_database, p
     assert set() == await threads(lghard_database)
 
 
+async def refuse(conninfo, when):
+    """Have the server report a conflict for what is written `when` this holds."""
+    await execute(
+        conninfo,
+        "CREATE SEQUENCE times",
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            IF {when} THEN RAISE EXCEPTION 'no' USING ERRCODE = 'serialization_failure'; END IF;
+            RETURN NEW;
+        END$$
+        """,
+        "CREATE TRIGGER refuse BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+
+
+async def test_who_has_to_be_tried_again_in_a_line_that_moves_has_time_for_it(
+    lghard_database, proxy, one_by_one
+):
+    """Also if its deadline would have been over, had nobody been served before it."""
+    async with impatient(proxy.conninfo(lghard_database)) as saver:
+        await refuse(lghard_database, "NEW.thread_id = 'unlucky' AND nextval('times') <= 2")
+        proxy.latency = 0.05
+        unlucky = asyncio.create_task(put(saver, "unlucky", text=""))
+        await asyncio.gather(unlucky, *await begin(saver, 30))
+    assert 31 == len(await threads(lghard_database))
+
+
+async def all_fail_within(seconds, puts):
+    """They are late, every one of them, but no later than that."""
+    async with asyncio.timeout(seconds):
+        results = await asyncio.gather(*puts, return_exceptions=True)
+    assert all(isinstance(each, psycopg.OperationalError) for each in results)
+
+
+PATIENCE = {"deadline": 1.0, "timeout": 1.0, "attempt_timeout": 0.1}
+
+
+async def test_what_is_sent_but_not_answered_is_no_movement(lghard_database, proxy):
+    """Who stands behind it has no more time than it."""
+    async with opened(proxy.conninfo(lghard_database), **PATIENCE, max_size=4) as saver:
+        proxy.hold_requests(containing=b"xxxxxxxxxxx")
+        await all_fail_within(3.5, [put(saver, "t", at, text=LARGE) for at in range(20)])
+        proxy.release()
+
+
+async def test_what_is_put_off_is_no_movement(lghard_database):
+    """Who stands behind what is refused again and again has no more time than it."""
+    async with opened(lghard_database, **PATIENCE) as saver:
+        await refuse(lghard_database, "true")
+        await all_fail_within(3.5, [put(saver, "t", at, text="") for at in range(40)])
+
+
+async def test_nor_is_it_while_others_are_served(lghard_database):
+    """The time of those behind it goes on, but for what it waits for others itself."""
+    async with opened(lghard_database, **PATIENCE) as saver:
+        await refuse(lghard_database, "NEW.thread_id = 't'")
+
+        async def others():
+            while True:
+                await asyncio.gather(*(put(saver, f"u{at}", text="") for at in range(10)))
+
+        busy = asyncio.create_task(others())
+        try:
+            await all_fail_within(3.5, [put(saver, "t", at, text="") for at in range(40)])
+        finally:
+            busy.cancel()
+
+
+async def test_whose_head_was_sent_a_moment_ago_waits_for_the_answer(
+    lghard_database, proxy, one_by_one
+):
+    """What the head has waited for others is not counted for those behind it either."""
+    async with impatient(proxy.conninfo(lghard_database)) as saver:
+        proxy.latency = 0.05
+        others = await begin(saver, 12)
+        pair = [asyncio.create_task(put(saver, "pair", at, text="")) for at in range(2)]
+        await asyncio.gather(*others, *pair)
+
+
+def two_loops(pool, first, second):
+    """Use `pool` in an event loop, and in another one when that has gone."""
+    asyncio.run(first(pool))
+    asyncio.run(second(pool))
+
+
+async def without_a_connection(pool):
+    """Nobody is served, for longer than there is time for it."""
+    saver = HardenedAsyncPostgresSaver(pool, batching=True, deadline=0.5)
+    await saver.setup()
+    await put(saver, "t")
+    async with asyncio.timeout(10.0), pool.connection(), pool.connection():
+        with pytest.raises(PoolTimeout, match="it could not be sent"):
+            await put(saver, "u")
+
+
+POOL = {"min_size": 2, "max_size": 2, "timeout": 0.5, "open": False}
+
+
+def test_there_is_a_deadline_in_the_second_event_loop_of_a_pool(lghard_database):
+    """Although the first one has taken its timer with it."""
+
+    async def first(pool):
+        await pool.open(wait=True)
+        await put(HardenedAsyncPostgresSaver(pool, batching=True), "t")
+
+    kwargs = {"autocommit": True, "row_factory": dict_row}
+    asyncio.run(set_up(lghard_database))
+    two_loops(
+        AsyncConnectionPool(lghard_database, kwargs=kwargs, **POOL), first, without_a_connection
+    )
+
+
+async def set_up(conninfo):
+    async with open_checkpointer(conninfo) as saver:
+        await saver.setup()
+
+
+def test_there_is_a_deadline_after_a_pool_was_used_before_it_was_open(lghard_database):
+    """In another event loop."""
+
+    async def too_early(pool):
+        with pytest.raises(PoolClosed):
+            await put(HardenedAsyncPostgresSaver(pool, batching=True), "t")
+
+    async def later(pool):
+        async with pool:
+            await without_a_connection(pool)
+
+    two_loops(ManagedPool(lghard_database, **POOL), too_early, later)
+
+
 async def test_from_another_event_loop_a_line_that_moves_is_waited_for(
     lghard_database, proxy, one_by_one, monkeypatch
 ):
@@ -1099,7 +1231,7 @@ async def test_in_an_event_loop_that_is_not_the_pools(lghard_database):
 
         with pytest.raises(ForeignLoopError):
             await asyncio.to_thread(asyncio.run, elsewhere())
-        assert 0 == batching.Batches.of(pool)._count
+        assert batching._BATCHES not in vars(pool)
 
 
 async def test_a_pool_that_fails_in_its_own_way(saver, monkeypatch):
@@ -1126,12 +1258,7 @@ async def test_without_pipelines(lghard_database, monkeypatch):
 
 WRITER = """
 import asyncio, sys
-from lghard import (
-    ForeignLoopError,
-    HardenedAsyncPostgresSaver,
-    open_checkpointer,
-    open_pool,
-)
+from lghard import open_checkpointer
 from tests.postgres.checkpoints import put
 
 async def main():
