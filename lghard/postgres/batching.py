@@ -70,7 +70,7 @@ class Line:
         served_at: when one of them was served last.
     """
 
-    __slots__ = ("_excused_until", "is_busy", "jobs", "left", "served_at", "thread")
+    __slots__ = ("_known", "_others_known", "is_busy", "jobs", "left", "served_at", "thread")
 
     def __init__(self, thread: str) -> None:
         self.thread = thread
@@ -78,7 +78,9 @@ class Line:
         self.left: list[Attempt] = []
         self.is_busy = False  # its turn has come, or some of it is under way
         self.served_at = 0.0
-        self._excused_until = 0.0
+        # What the jobs have been excused for already: `served_at`, and when others were served.
+        self._known = 0.0
+        self._others_known = 0.0
 
     def excuse(self, others_at: float) -> None:
         """Do not count what they have waited while others were served before them.
@@ -90,15 +92,15 @@ class Line:
         Args:
             others_at: when those were served last for whom the head waits, if it waits for any.
         """
-        since, until = self._excused_until, max(self.served_at, others_at)
-        if until <= since or not self.jobs:
-            return
-        self._excused_until = until
-        for job in self.jobs:
-            job.excuse(0.0, self.served_at)
-        since = max(since, self.jobs[0].waits_since)
-        for job in self.jobs:
-            job.excuse(since, others_at)
+        if self.served_at > self._known:
+            self._known = self.served_at
+            for job in self.jobs:
+                job.excuse(0.0, self.served_at)
+        if others_at > self._others_known and self.jobs:
+            since = max(self._others_known, self.jobs[0].waits_since)
+            self._others_known = others_at
+            for job in self.jobs:
+                job.excuse(since, others_at)
 
     def leave(self, attempt: Attempt) -> None:
         """Keep in mind that this one may still be at work, for whoever writes next."""
