@@ -92,7 +92,7 @@ class Trial:
     operation_max: float
     cpu_seconds: float
     pauses: list[float]
-    """Seconds of each collection of all garbage, which nothing else goes on beside."""
+    """Seconds of each collection of garbage, which nothing else goes on beside."""
     wrong: int = 0
     foreign_cores: float = 0.0
 
@@ -120,15 +120,15 @@ class Gauge:
 
 @contextmanager
 def noting_pauses() -> Iterator[list[float]]:
-    """How long each collection of all garbage took: the more is open, the longer."""
+    """How long each collection of garbage took: the more is open, the longer."""
     pauses: list[float] = []
     began = 0.0
 
-    def note(phase: str, about: dict[str, int]) -> None:
+    def note(phase: str, _: dict[str, int]) -> None:
         nonlocal began
         if phase == "start":
             began = time.perf_counter()
-        elif about["generation"] == 2:
+        else:
             pauses.append(time.perf_counter() - began)
 
     gc.callbacks.append(note)
@@ -237,7 +237,7 @@ def _work(task: Task, sender: Connection) -> None:
 def spare_garbage_collection() -> None:
     """As docs/how-to/batching.md advises: all that is open is not looked at again and again."""
     gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
+    gc.set_threshold(2_000, 10, 1_000)
 
 
 async def trial(task: Task, direct: str) -> Measurement[Trial]:

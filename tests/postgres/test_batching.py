@@ -948,6 +948,7 @@ def two_loops(pool, first, second):
     """Use `pool` in an event loop, and in another one when that has gone."""
     asyncio.run(first(pool))
     asyncio.run(second(pool))
+    assert 1 == len(vars(pool)[batching._BATCHES])  # nothing is kept of the first one
 
 
 async def without_a_connection(pool):
