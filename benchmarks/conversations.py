@@ -237,7 +237,7 @@ def _work(task: Task, sender: Connection) -> None:
 def spare_garbage_collection() -> None:
     """As docs/how-to/batching.md advises: all that is open is not looked at again and again."""
     gc.freeze()
-    gc.set_threshold(2_000, 10, 1_000)
+    gc.set_threshold(100_000, 100, 10)
 
 
 async def trial(task: Task, direct: str) -> Measurement[Trial]:
